@@ -1,4 +1,4 @@
-"""JSON documents that others wrote: size, depth and numbers are checked before memory is allocated."""
+"""JSON documents: those that others wrote are checked before memory is allocated, and one way to write them."""
 
 from __future__ import annotations
 
@@ -61,6 +61,24 @@ def parse_json(
         raise DocumentError(f"is not UTF-8 text (byte {error.start})") from error
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"is not JSON ({error})") from error
+
+
+def render(record: Any) -> bytes:
+    """Write a record as JSON for people: indented UTF-8, numbers that are not finite as null, as JSON has no NaN.
+
+    Halves of surrogate pairs, as in file names that are no UTF-8, are escaped.
+    """
+    text = json.dumps(finite(record), ensure_ascii=False, indent=2) + "\n"
+    return text.encode(errors="backslashreplace")
+
+
+def finite(value: Any) -> Any:
+    """The value with numbers that are not finite replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_json(data: bytes, *, memory: int = MEMORY, deepest: int = DEEPEST) -> None:

@@ -29,6 +29,12 @@ from onnxcam.errors import (
 DEBUG = "ONNXCAM_DEBUG"
 
 
+def about(name: str, error: Exception) -> str:
+    """An error about an input, which is named once."""
+    text = str(error)
+    return text if name in text else f"{name!r}: {text}"
+
+
 class ExitCode(IntEnum):
     """The command's exit status."""
 

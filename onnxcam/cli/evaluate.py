@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.progress import Bar
 from onnxcam.cli.truth import check_truth, true_classes, truth_option
 from onnxcam.cli.versions import versions
+from onnxcam.documents import render
 from onnxcam.errors import OutputError
 from onnxcam.explain import pictures
 
@@ -323,8 +323,7 @@ class Results:
 
         with files.FileSet() as together:
             if self.json is not None:
-                text = json.dumps(options.finite(record), ensure_ascii=False, indent=2) + "\n"
-                together.write(self.json, [text.encode(errors="backslashreplace")])
+                together.write(self.json, [render(record)])
             if self.csv is not None:
                 together.write(self.csv, [evaluation.to_csv().encode(errors="backslashreplace")])
             if self.report is not None:

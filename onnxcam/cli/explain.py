@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from onnxcam.cli.opening import open_explainer
 from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.summary import SUMMARY, Run, describe
 from onnxcam.cli.truth import check_truth, known_classes, truth_option
+from onnxcam.documents import render
 from onnxcam.errors import InputError, OutputError, listing
 from onnxcam.explain import pictures
 from onnxcam.explain.explainer import Explainer
@@ -284,10 +284,9 @@ def explain(
         try:
             about = describe(model, explainer, question, style, digest.result())
             summary = run.summary(about, time.monotonic() - started, interrupted, explainer)
-            text = json.dumps(options.finite(summary), ensure_ascii=False, indent=2) + "\n"
             with contextlib.suppress(OSError):  # others may have removed it meanwhile
                 folder.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(folder / SUMMARY, text.encode(errors="backslashreplace"))
+            image.write_bytes(folder / SUMMARY, render(summary))
         finally:
             run.write_page()
     terminal.warn(summary["warnings"][len(explainer.warnings) :])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxcam.cli import inside_options, options, terminal
+from onnxcam.cli.errors import about
 from onnxcam.cli.progress import Bar
-from onnxcam.errors import OnnxcamError
+from onnxcam.errors import OnnxcamError, PictureError
 from onnxcam.explain import pictures
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onnxcam.inside.dead_channels import Dead
 
 _LISTED = 12
@@ -45,9 +48,10 @@ def dead(
 
     Observed: channels of MODEL that are never above 0 on any of the PICTURES; more pictures may revive some. Proven:
     channels that no picture can bring above 0, by bounds of every value from the range of the input, rounded outward.
-    They can be removed from the model without changing it.
+    Behind a ReLU they can be removed from the model without changing it; in layers whose values go below 0, which the
+    table marks, a channel may say something by its negative values.
     """
-    from onnxcam.inside import dead_channels
+    from onnxcam.inside import dead_channels, depths
 
     if not named:
         raise click.UsageError("no PICTURES were given: name files, folders or globs.")
@@ -58,25 +62,37 @@ def dead(
     for name in layers:
         explainer.sessions.cut(name)  # a wrong name ends the command before a picture is read
     failures = [str(error) for _, error in collection.failures]
-    readable = []
-    for item in collection.items:
-        try:
-            explainer.preparation.read(item.source)
-        except OnnxcamError as error:
-            failures.append(f"{item.name!r}: {error}")
-        else:
-            readable.append(item.source)
+    names = list(dict.fromkeys(layers)) or depths.layers_of(explainer)
+    readable = 0
+
+    def prepared(bar: Bar) -> Iterator[np.ndarray]:
+        nonlocal readable
+        for number, item in enumerate(collection.items):
+            try:
+                tensor = explainer.prepare(item.source)[1]
+            except OnnxcamError as error:
+                failures.append(about(item.name, error))
+            else:
+                readable += 1
+                yield tensor
+            bar.to(number + 1, len(collection.items))
+
+    results: list[Dead] = []
+    try:
+        with Bar() as bar:
+            results = dead_channels.of_tensors(explainer, prepared(bar), names)
+    except PictureError:
+        if readable or not failures:  # what was said of each picture is said below
+            raise
     for text in failures:
         terminal.echo(f"Error: {text}", err=True)
     if not readable:
         raise click.exceptions.Exit(1)
-    with Bar() as bar:
-        results = dead_channels.dead(explainer, readable, list(layers) or None, progress=bar.to)
     if as_json:
-        record = {"model": model, "n": len(readable), "failed": failures, "layers": [one.describe() for one in results]}
+        record = {"model": model, "n": readable, "failed": failures, "layers": [one.describe() for one in results]}
         options.print_json(record)
     else:
-        terminal.echo_lines(lines(results, len(readable)))
+        terminal.echo_lines(lines(results, readable))
     if failures:
         raise click.exceptions.Exit(1)
 
@@ -85,8 +101,14 @@ def lines(results: Sequence[Dead], count: int) -> list[str]:
     """One line that answers, then a table of the layers that have dead channels."""
     observed, proven = sum(len(one.observed) for one in results), sum(len(one.proven) for one in results)
     channels = sum(one.channels for one in results)
-    some = "1 picture" if count == 1 else f"{count} pictures"
-    answer = f"{observed} of {channels} channels in {len(results)} layers are never above 0 on {some}"
+    where, some = f"{counted(channels, 'channel')} in {counted(len(results), 'layer')}", counted(count, "picture")
+    answer = f"None of {where} stays at or below 0 on {some}."
+    if observed:
+        of_them = f"of {proven} of them" if proven else "of none of them"
+        answer = (
+            f"{observed} of {where} {'is' if observed == 1 else 'are'} never above 0 on {some}; {of_them} it is proven "
+            "that no picture can bring it above 0."
+        )
     rows = [("layer", "channels", "observed", "proven", "which (proven in brackets)")]
     for one in results:
         if one.observed:
@@ -94,11 +116,25 @@ def lines(results: Sequence[Dead], count: int) -> list[str]:
             more = len(one.observed) - _LISTED
             names += [f"and {more} more"] if more > 0 else []
             numbers = (str(one.channels), str(len(one.observed)), str(len(one.proven)))
-            rows.append((one.layer, *numbers, ", ".join(names)))
-    unbounded = [one.layer for one in results if not one.bounded]
-    text = [f"{answer}; for {proven} of them it is proven: no picture can bring them above 0."]
+            rows.append((f"{one.layer}{' ±' if one.signed else ''}", *numbers, ", ".join(names)))
+    text = [answer]
     if len(rows) > 1:
         text.extend(inside_options.table(rows))
+    if any(one.signed and one.observed for one in results):
+        text.append(
+            "±: the layer's values go below 0 too, so such a channel is not dead: it may say something by them."
+        )
+    unbounded = sum(not one.bounded for one in results)
     if unbounded:
-        text.append(f"No bounds are known for {len(unbounded)} layers, so nothing can be proven of them.")
+        text.append(f"No bounds are known for {counted(unbounded, 'layer')}, so nothing can be proven there.")
+    broken = [one for one in results if one.broken]
+    if broken:
+        number = counted(sum(len(one.broken) for one in broken), "channel")
+        where = f"{counted(len(broken), 'layer')} ({broken[0].layer} first)"
+        text.append(f"{number} in {where} took values that are not finite: nothing is said of them.")
     return text
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 layer, 2 layers."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -10,6 +10,7 @@ import click
 
 from onnxcam import image
 from onnxcam.cli import inside_options, options, terminal
+from onnxcam.cli.errors import about
 from onnxcam.cli.progress import Progress
 from onnxcam.errors import OnnxcamError, OutputError
 from onnxcam.explain import pictures
@@ -158,7 +159,7 @@ def write_all(
                     raise OutputError(f"the folder {str(where)!r} cannot be made ({error.strerror})") from error
                 entry = feature_files.write(explainer, explainer.prepare(item.source), layers, where, style)
             except OnnxcamError as error:
-                failures.append(f"{item.name!r}: {error}")
+                failures.append(about(item.name, error))
                 record["pictures"].append({"name": item.name, "error": str(error)})
             else:
                 record["pictures"].append({"name": item.name, "folder": item.folder.as_posix(), "error": None} | entry)

@@ -55,7 +55,11 @@ def fields(
     size = opening["input_size"]
     if picture is None:
         computed = receptive_fields.fields(
-            model, list(layers) or None, input_size=None if size is None else (size[0], size[1])
+            model,
+            list(layers) or None,
+            input_size=None if size is None else (size[0], size[1]),
+            preprocess=opening["preprocess"],
+            **inside_options.readout(opening),
         )
         record: dict[str, Any] = {"model": model, "fields": [field.describe() for field in computed]}
     else:

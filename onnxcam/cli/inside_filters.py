@@ -10,6 +10,7 @@ import click
 
 from onnxcam import image
 from onnxcam.cli import inside_options, options, terminal
+from onnxcam.cli.errors import about
 from onnxcam.cli.progress import Bar
 from onnxcam.errors import OnnxcamError
 from onnxcam.explain import pictures
@@ -76,7 +77,7 @@ def filters(
         explainer = inside_options.opened(model, opening, [item.source for item in collection.items], many=True)
         network = explainer.sessions.network
     else:
-        network = Network(model, scores=opening["scores"], kind=opening["kind"])
+        network = Network(model, **inside_options.readout(opening))
     every = [filter_weights.filters_of(network, name) for name in dict.fromkeys(layers) or [None]]
     folder = inside_options.folder_of(output)
 
@@ -86,7 +87,7 @@ def filters(
             try:
                 yield explainer.prepare(item.source) if explainer is not None else None
             except OnnxcamError as error:
-                failures.append(f"{item.name!r}: {error}")
+                failures.append(about(item.name, error))
             bar.to(number + 1, len(items))
 
     record: dict[str, Any] = {"model": model, "layers": []}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ from typing import Any
 from onnxcam import image
 from onnxcam.cli import options, terminal
 from onnxcam.cli.opening import open_explainer
+from onnxcam.documents import render
 from onnxcam.errors import OutputError
 from onnxcam.explain.explainer import Explainer
 
 F = Callable[..., Any]
-_MODEL = ("labels", "preprocess", "input_size", "value_range", "bands", "scores", "kind", "provider", "allow_fallback")
+_READOUT = ("scores", "kind", "task", "boxes_output")
+_MODEL = ("labels", "preprocess", "input_size", "value_range", "bands", *_READOUT, "provider", "allow_fallback")
 
 
 def model_options(command: F) -> F:
@@ -36,6 +37,7 @@ def model_options(command: F) -> F:
             options.range_option,
             options.bands_option,
             options.readout_options,
+            options.task_options,
             options.provider_option,
             options.fallback_option,
         ]
@@ -63,12 +65,16 @@ def opened(model: str, opening: dict[str, Any], sources: Sequence[Any] = (), man
         value_range=opening["value_range"],
         bands=opening["bands"],
         sources=sources,
-        scores=opening["scores"],
-        kind=opening["kind"],
+        **readout(opening),
     )
     for warning in explainer.warnings:
         terminal.echo(f"Warning: {warning}", err=True)
     return explainer
+
+
+def readout(opening: dict[str, Any]) -> dict[str, Any]:
+    """What the user says of the model's output: `scores`, `kind`, `task` and `boxes_output`."""
+    return {name: opening[name] for name in _READOUT}
 
 
 def folder_of(output: str) -> Path:
@@ -89,8 +95,7 @@ def folder_of(output: str) -> Path:
 
 def write_json(path: Path, record: Any) -> None:
     """Write a document atomically; numbers that are not finite become null."""
-    text = json.dumps(options.finite(record), ensure_ascii=False, indent=2) + "\n"
-    image.write_bytes(path, text.encode(errors="backslashreplace"))
+    image.write_bytes(path, render(record))
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from onnxcam.cli import terminal
+from onnxcam.documents import finite
 from onnxcam.errors import LayerError, ModelError
 from onnxcam.targets.readout import KINDS
 from onnxcam.targets.tasks import TASKS
@@ -161,12 +162,3 @@ def print_json(value: Any, err: bool = False) -> None:
     """Print one JSON document; numbers that are not finite become null, as JSON has no NaN."""
     unicode = (getattr(sys.stderr if err else sys.stdout, "encoding", None) or "").lower().startswith("utf")
     terminal.echo_lines(json.dumps(finite(value), ensure_ascii=not unicode, indent=2).split("\n"), err=err)
-
-
-def finite(value: Any) -> Any:
-    """The value with numbers that are not finite replaced by None."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

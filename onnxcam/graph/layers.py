@@ -210,6 +210,7 @@ def resolve(
         if layer not in graph and len(named) != 1:
             names = [c.name for c in candidates(graph, scores)] or list(graph.producer)
             near = nearest(layer, [*names, *(n.name for n in graph.nodes), *graph.producer])
+            near += [] if set(near) & set(names) else [name for name in names[-3:] if name not in near]
             raise LayerError(
                 f"no layer {layer!r} in the model; the nearest are {listing(near)} (`onnxcam layers` lists them all)"
             )
@@ -251,7 +252,12 @@ def describe_layer(graph: Graph, layer: Layer) -> Layer:
         )
     if len(shape) == 3:
         return _tokens(graph, layer, shape)
-    if len(shape) != 4 or not spatial(shape):
+    if len(shape) == 4 and not spatial(shape):
+        raise LayerError(
+            f"layer {layer.name!r} has shape {describe(shape)}: one place for each channel and no map; expected a "
+            "spatial map [N, C, h, w] or [N, h, w, C]: choose an earlier layer (`onnxcam layers` lists them)"
+        )
+    if len(shape) != 4:
         raise LayerError(
             f"layer {layer.name!r} has shape {describe(shape)}; expected a spatial map [N, C, h, w] or [N, h, w, C], "
             "or tokens [N, T, C]: choose an earlier layer (`onnxcam layers` lists them)"

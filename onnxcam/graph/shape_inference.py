@@ -48,9 +48,9 @@ def _settle(declared: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto) -> Non
 
     torch's older exporter names the width of a normalised embedding instead of stating it.
     """
-    dims, known = declared.type.tensor_type.shape.dim, inferred.type.tensor_type.shape.dim
-    for dim, size in list(zip(dims, known, strict=False))[1:]:
-        if len(dims) == len(known) and not dim.HasField("dim_value") and size.HasField("dim_value"):
+    dims, sizes = declared.type.tensor_type.shape.dim, inferred.type.tensor_type.shape.dim
+    for dim, size in list(zip(dims, sizes, strict=False))[1:]:
+        if len(dims) == len(sizes) and not dim.HasField("dim_value") and size.HasField("dim_value"):
             dim.dim_value = size.dim_value
 
 

@@ -24,15 +24,15 @@ def to_picture(box: Box, geometry: Geometry) -> Box:
 
 
 def to_input(box: Box, geometry: Geometry) -> Box | None:
-    """The pixels of the model's input that show a box of the picture; None where it was cut off."""
+    """The pixels of the model's input that show a box of the picture, at least one; None where it was cut off."""
     ends = []
     for axis, (low, high) in enumerate(((box[1], box[3]), (box[0], box[2]))):
         scale, shift, size = geometry.scale[axis], geometry.offset[axis], geometry.input_size[axis]
-        start = max(round(low * scale + shift), 0)
-        stop = min(max(round(high * scale + shift), start + 1), size)
-        if start >= stop or round(high * scale + shift) <= 0:
+        first, last = low * scale + shift, high * scale + shift
+        if last <= 0 or first >= size:
             return None
-        ends.append((start, stop))
+        start = min(max(round(first), 0), size - 1)
+        ends.append((start, min(max(round(last), start + 1), size)))
     (top, bottom), (left, right) = ends
     return left, top, right, bottom
 

@@ -12,6 +12,7 @@ from onnxcam.errors import LayerError, listing, nearest
 from onnxcam.graph import edit
 from onnxcam.graph.load import serialize
 from onnxcam.graph.operators import Trait, having
+from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import Graph, attributes
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -33,6 +34,7 @@ def convolution_of(graph: Graph, value: str, layer: str) -> onnx.NodeProto:
     """
     queue, visited = [value], {value}
     others: list[str] = []
+    other_rank: tuple[object, ...] | None = None
     while queue:
         name = max(queue, key=lambda one: graph.position.get(one, -1))
         queue.remove(name)
@@ -43,14 +45,22 @@ def convolution_of(graph: Graph, value: str, layer: str) -> onnx.NodeProto:
             return node
         if node.op_type not in _STEPS:
             others.append(f"{node.op_type} {node.name!r}")
+            shape = graph.shape(node.input[1]) if node.op_type in CONVOLUTIONS else None
+            other_rank = shape if other_rank is None and shape is not None and len(shape) != 4 else other_rank
             continue
         for source in node.input:
             if source and source not in visited and not graph.is_constant(source):
                 visited.add(source)
                 queue.append(source)
     near = nearest(layer, [str(node.output[0]) for node in convolutions(graph)])
+    have = f"layers that have are {listing(near)}" if near else "no layer of this model has any"
+    if other_rank is not None:
+        raise LayerError(
+            f"layer {layer!r} has filters of {len(other_rank) - 2} axes, {describe(other_rank)}; only those of height "
+            f"and width can be drawn; {have}"
+        )
     what = f"it is computed by {others[0]}" if others else "no convolution computes it"
-    raise LayerError(f"layer {layer!r} has no filters: {what}; layers that have are {listing(near)}")
+    raise LayerError(f"layer {layer!r} has no filters: {what}; {have}")
 
 
 def _has_filters(graph: Graph, node: onnx.NodeProto) -> bool:

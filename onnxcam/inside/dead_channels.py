@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxcam.network.network import Network
 
 Progress = Callable[[int, int], None]
-_HIGHEST = "onnxcam.highest"
+_LOWEST, _HIGHEST = "onnxcam.lowest", "onnxcam.highest"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Dead:
         n: number of pictures.
         channels: of the layer.
         bounded: whether any bound of the layer is finite: where not, nothing can be proven.
+        signed: whether the layer was below 0 anywhere: a channel that is never above 0 may then say something by its
+            values below it, as behind a linear layer or a GELU, and is not dead.
+        broken: channels with values that are not finite, of which nothing is said.
     """
 
     layer: str
@@ -50,6 +53,8 @@ class Dead:
     n: int
     channels: int
     bounded: bool
+    signed: bool = False
+    broken: tuple[int, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """The numbers, as JSON."""
@@ -60,6 +65,8 @@ class Dead:
             "observed": list(self.observed),
             "proven": list(self.proven),
             "bounded": self.bounded,
+            "signed": self.signed,
+            "broken": list(self.broken),
         }
 
 
@@ -87,32 +94,52 @@ def dead(
     names = layers_of(explainer) if layers is None else [layers] if isinstance(layers, str) else list(layers)
     names = list(dict.fromkeys(names))
     items = pictures if isinstance(pictures, (list, tuple)) else None
-    highest: dict[str, np.ndarray] = {}
-    shapes: list[tuple[int, ...]] = []
+
+    def prepared() -> Iterator[np.ndarray]:
+        for number, picture in enumerate(pictures):
+            yield explainer.prepare(picture)[1]
+            if progress is not None and items is not None:
+                progress(number + 1, len(items))
+
+    return of_tensors(explainer, prepared(), names)
+
+
+def of_tensors(explainer: Explainer, tensors: Iterable[np.ndarray], names: Sequence[str]) -> list[Dead]:
+    """`dead` of prepared pictures `[1, ...]`, one at a time.
+
+    Raises:
+        PictureError: there are none.
+    """
+    ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    first: tuple[int, ...] = ()
     span: tuple[np.ndarray, np.ndarray] | None = None
-    count = 0
+    count, varying = 0, False
     layout = explainer.sessions.cut(INPUT).layout
-    for picture in pictures:
-        _, tensor, _ = explainer.prepare(picture)
-        shapes.append(tensor.shape)
-        ends = layout.to_canonical(tensor).astype(np.float64)
-        low, high = ends.min(axis=(0, 2, 3)), ends.max(axis=(0, 2, 3))
-        span = (low, high) if span is None else (np.minimum(span[0], low), np.maximum(span[1], high))
-        for name, values in _highest(explainer, tensor, names).items():
-            highest[name] = np.maximum(highest[name], values) if name in highest else values
+    for tensor in tensors:
+        first = first or tensor.shape
+        varying = varying or tensor.shape != first  # bounds hold for one size: convolutions pad everywhere
+        values = layout.to_canonical(tensor).astype(np.float64)
+        span = _widened(span, values.min(axis=(0, 2, 3)), values.max(axis=(0, 2, 3)))
+        for name, (low, high) in _ends(explainer, tensor, names).items():
+            ends[name] = _widened(ends.get(name), low, high)
         count += 1
-        if progress is not None and items is not None:
-            progress(count, len(items))
     if span is None:
         raise PictureError("there are no pictures: observing needs at least one")
-    uppermost = upper_bounds(explainer, names, shapes[0], span)
-    varying = any(shape != shapes[0] for shape in shapes)  # bounds hold for one size: convolutions pad everywhere
-    return [_dead(name, highest[name], uppermost[name], count, trusted=not varying) for name in names]
+    uppermost = upper_bounds(explainer, names, first, span)
+    return [_dead(name, ends[name], uppermost[name], count, trusted=not varying) for name in names]
 
 
-def _dead(layer: str, highest: np.ndarray, upper: np.ndarray, count: int, *, trusted: bool) -> Dead:
-    observed = np.flatnonzero(highest <= 0)
+def _widened(
+    ends: tuple[np.ndarray, np.ndarray] | None, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest of what was there and of what comes; not a number where one is not."""
+    return (low, high) if ends is None else (np.minimum(ends[0], low), np.maximum(ends[1], high))
+
+
+def _dead(layer: str, ends: tuple[np.ndarray, np.ndarray], upper: np.ndarray, count: int, *, trusted: bool) -> Dead:
+    lowest, highest = ends
     proven = np.flatnonzero(upper <= 0) if trusted else np.array([], int)
+    observed, broken = np.flatnonzero(highest <= 0), np.flatnonzero(np.isnan(highest) | np.isnan(lowest))
     return Dead(
         layer,
         tuple(int(channel) for channel in observed),
@@ -120,34 +147,43 @@ def _dead(layer: str, highest: np.ndarray, upper: np.ndarray, count: int, *, tru
         count,
         len(highest),
         bool(np.isfinite(upper).any()) and trusted,
+        bool((lowest < 0).any()),
+        tuple(int(channel) for channel in broken),
     )
 
 
-def _highest(explainer: Explainer, tensor: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The highest value of each channel over places and rows, by layer."""
+def _ends(explainer: Explainer, tensor: np.ndarray, names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The lowest and the highest value of each channel over places and rows, by layer."""
     sessions = explainer.sessions
     network = sessions.network
-    session = sessions.session(("highest", *names), lambda: _maxima(network, names))
-    outputs = [f"{_HIGHEST}.{index}" for index in range(len(names))]
+    session = sessions.session(("ends", *names), lambda: _extremes(network, names))
+    outputs = [f"{end}.{index}" for index in range(len(names)) for end in (_LOWEST, _HIGHEST)]
     runs = [
         runtime.run(session, outputs, {network.picture.name: part}) for part in portions(tensor, explainer.batch_size)
     ]
+    joined = {output: np.concatenate([run[output] for run in runs]) for output in outputs}
     return {
-        name: np.max([run[output].max(axis=0) for run in runs], axis=0)
-        for name, output in zip(names, outputs, strict=True)
+        name: (joined[f"{_LOWEST}.{index}"].min(axis=0), joined[f"{_HIGHEST}.{index}"].max(axis=0))
+        for index, name in enumerate(names)
     }
 
 
-def _maxima(network: Network, names: Sequence[str]) -> onnx.ModelProto:
-    """Picture in; per layer the highest value of each channel, float32 `[N, C]`, out."""
+def _extremes(network: Network, names: Sequence[str]) -> onnx.ModelProto:
+    """Picture in; per layer the lowest and the highest value of each channel, float32 `[N, C]`, out; not a number where
+    a value is not finite.
+    """
     graph = network.graph
     op = Builder(graph)
     infos = []
     for index, name in enumerate(names):
         cut = network.cut(name)
         canonical = cut.layout.emit_canonical(op, cut.layer.value, graph.dtype(cut.layer.value))
-        op.ReduceMax(canonical, [2, 3], keepdims=0, name=f"{_HIGHEST}.{index}")
-        infos.append(edit.info(f"{_HIGHEST}.{index}", onnx.TensorProto.FLOAT, ["N", None]))
+        # 0, or not a number: ONNX Runtime's ReduceMin and ReduceMax skip what is not one
+        sound = op.ReduceSum(op.Mul(canonical, op.constant(np.zeros((), np.float32))), [2, 3], keepdims=0)
+        op.Add(op.ReduceMin(canonical, [2, 3], keepdims=0), sound, name=f"{_LOWEST}.{index}")
+        op.Add(op.ReduceMax(canonical, [2, 3], keepdims=0), sound, name=f"{_HIGHEST}.{index}")
+        outputs = (f"{_LOWEST}.{index}", f"{_HIGHEST}.{index}")
+        infos += [edit.info(output, onnx.TensorProto.FLOAT, ["N", None]) for output in outputs]
     whole = onnx.ModelProto()
     whole.CopyFrom(graph.model)
     edit.add(whole, op)

@@ -11,8 +11,6 @@ from onnxcam.graph import layers as target_layers
 if TYPE_CHECKING:
     from onnxcam.explain.explainer import Explainer
 
-_ROOM = (0, 0.5)  # places of the early and the middle layer among those before the deep one
-
 
 def layers_of(explainer: Explainer) -> list[str]:
     """Names of the layers that can be explained, in graph order; those of an explainable file under its own names."""
@@ -33,7 +31,7 @@ def depths(explainer: Explainer) -> list[str]:
         raise LayerError("the model has no layer with a height and a width to look into")
     deep = explainer.layers[-1] if explainer.layers[-1] in names else names[-1]
     before = names[: names.index(deep)]
-    early = [before[round(share * (len(before) - 1))] for share in _ROOM] if before else []
+    early = [before[0], before[len(before) // 2]] if before else []
     return list(dict.fromkeys([*early, deep]))
 
 

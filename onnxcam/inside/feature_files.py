@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcam import image
+from onnxcam.documents import render
 from onnxcam.image import sheet
-from onnxcam.image.panel import percentage
 from onnxcam.image.stack import encode_stack
-from onnxcam.inside import feature_maps
+from onnxcam.inside import feature_maps, outcome
 from onnxcam.inside.feature_maps import FeatureMaps
 from onnxcam.inside.files import stems
 
@@ -62,16 +61,16 @@ def write(
     every, scores = feature_maps.of_prepared(
         explainer, prepared, layers, max_channels=style.max_channels, order=style.order
     )
-    probabilities = explainer.sessions.network.readout.probabilities(scores.astype(np.float32))[0]
-    best = int(np.argmax(probabilities))
+    kind, predictions = outcome.kind_of(explainer.terms.readout), outcome.predictions(explainer, scores)[:1]
+    number = "probability" if kind == outcome.CLASSES else "value"
     record: dict[str, Any] = {
         "picture": prepared[0].name,
-        "prediction": {"index": best, "label": explainer.label(best), "probability": float(probabilities[best])},
+        "prediction": next(({"index": index, "label": label, number: p} for index, label, p in predictions), None),
         "order": style.order,
         "scale": style.scale,
         "layers": [],
     }
-    image.write_png(folder / "features.png", overview(every, record["prediction"], style))
+    image.write_png(folder / "features.png", overview(every, outcome.listed(kind, predictions), style))
     for maps, stem in zip(every, stems(maps.layer for maps in every).values(), strict=True):
         entry = maps.describe() | {"file": f"features_{stem}.png"}
         image.write_png(folder / entry["file"], maps.grid(scale=style.scale, colormap=style.colormap))
@@ -79,8 +78,7 @@ def write(
             entry["values"] = f"features_{stem}.{style.values}"
             image.write_bytes(folder / entry["values"], encode(maps.values, style.values))
         record["layers"].append(entry)
-    text = json.dumps(record, ensure_ascii=False, indent=2, default=str) + "\n"
-    image.write_bytes(folder / "features.json", text.encode(errors="backslashreplace"))
+    image.write_bytes(folder / "features.json", render(record))
     return record
 
 
@@ -93,16 +91,19 @@ def encode(values: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def overview(every: Sequence[FeatureMaps], prediction: dict[str, Any], style: Style) -> sheet.Pixels:
+def overview(every: Sequence[FeatureMaps], answer: str, style: Style) -> sheet.Pixels:
     """Draw one page over all layers: the picture, and the first channels of each.
+
+    Arguments:
+        answer: what the model says of the picture, empty for nothing.
 
     Returns:
         uint8 [H, W, 3] RGB.
     """
     columns = feature_maps.COLUMNS
-    answer = f"{prediction['label']}, {percentage(prediction['probability'])}"
     notes = [f"{feature_maps.CAPTIONS} Bright: strong."]
-    parts = [sheet.heading(f"What {len(every)} layers respond to: {answer}", notes)]
+    title = "What a layer responds to" if len(every) == 1 else f"What {len(every)} layers respond to"
+    parts = [sheet.heading(f"{title}: {answer}" if answer else title, notes)]
     if every and every[0].picture is not None:
         parts.append(sheet.grid([sheet.Cell(every[0].picture, "what the model sees")], 3))
     for maps in every:

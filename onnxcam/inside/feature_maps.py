@@ -100,7 +100,12 @@ class FeatureMaps:
         lines = [f"{some}, {height} x {width}, {how}; {zeros} zeros"]
         dead = int((self.values.reshape(count, -1).max(axis=1) <= 0).sum()) if self.values.size else 0
         if dead:
-            lines.append(f"{dead} channels are nowhere above 0 in this picture")
+            some = "1 channel is" if dead == 1 else f"{dead} channels are"
+            lines.append(f"{some} nowhere above 0 in this picture")
+        wrong = int((~np.isfinite(self.values)).reshape(count, -1).any(axis=1).sum())
+        if wrong:
+            some = "1 channel holds" if wrong == 1 else f"{wrong} channels hold"
+            lines.append(f"{some} values that are infinite or not a number (pink)")
         return lines
 
     def describe(self) -> dict[str, Any]:

@@ -115,11 +115,12 @@ def rows(filters: Filters, activities: Sequence[Activity], scale: str, colormap:
         inputs = filters.weights.shape[1]
         source = "" if filters.colors or inputs == 1 else f"input {filters.input(one.channel, place)}"
         gray = image.normalize(np.maximum(one.values, 0), "max")
+        caption = f"responds up to {one.maximum:.3g}" if one.maximum > 0 else f"nowhere above {one.maximum:.3g}"
         size = (one.view.shape[0], one.view.shape[1])
         heat = image.resize_map(gray, size)
         cells += [
             sheet.Cell(_square(filters.tile(one.channel, place, scale=scale), size), f"filter {one.channel}", source),
-            sheet.Cell(image.colorize(gray, colormap), f"responds up to {one.maximum:.3g}"),
+            sheet.Cell(image.colorize(gray, colormap), caption),
             sheet.Cell(image.overlay(one.view, heat, 0.5, colormap), one.picture),
         ]
     return [sheet.grid(cells, 3)] if cells else []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxcam.errors import InputError, LayerError
+from onnxcam.graph import layers as target_layers
 from onnxcam.graph.load import Source
 from onnxcam.graph.view import attributes
 from onnxcam.image import sheet
@@ -18,8 +21,10 @@ from onnxcam.inside.convolutions import convolution_of, convolutions, reads_colo
 from onnxcam.network.network import Network
 
 ROOM = 64
+_PREFIX = "onnxcam/"  # what the names of values begin with that onnxcam makes
 SCALES = ("layer", "filter")
 _ROWS = 12  # filters, where several slices of each are drawn
+_TALLEST = 4  # times as many filters as inputs of a matrix are drawn, or ROOM of them: more would be a line
 _POSITIVE, _NEGATIVE = np.array((178, 24, 43.0)), np.array((20, 86, 164.0))
 _LIGHT, _DARK = (255, 255, 255), (26, 28, 32)
 _PRINTED = 3  # sides of the largest filters whose values are printed
@@ -55,7 +60,7 @@ class Filters:
     @property
     def order(self) -> list[int]:
         """The filters, in order; those that vary most first where there are more than fit on a page."""
-        room = ROOM if self.colors or self.weights.shape[1] == 1 else _ROWS
+        room = self._room
         if len(self.weights) <= room:
             return list(range(len(self.weights)))
         return [int(index) for index in np.argsort(-self.variance, kind="stable")]
@@ -80,6 +85,7 @@ class Filters:
     def notes(self, scale: str = "layer") -> list[str]:
         """What the page says about the filters."""
         count, inputs, height, width = self.weights.shape
+        number = min(self._room, count)
         kind = "transposed convolution" if self.transposed else "convolution"
         if self.group > 1:
             kind = f"depthwise {kind}" if inputs == 1 else f"{kind} in {self.group} groups"
@@ -87,12 +93,10 @@ class Filters:
         if self.colors:
             how = "One scale for all." if scale == "layer" else "Each on its own scale."
             return [*lines, f"Colours are what a filter looks for; grey: weight 0. {how}"]
-        if height * width > 1:
-            number = min(len(self.order), ROOM if inputs == 1 else _ROWS)
-            if number < count:
-                lines.append(f"Shown: the {number} that vary most.")
-            if inputs > 1:
-                lines.append("A row is a filter: its strongest slices, the filter's number and its input's.")
+        if number < count:
+            lines.append(f"Shown: the {number} that vary most.")
+        if height * width > 1 and inputs > 1:
+            lines.append("Beside each other: the strongest slices of a filter, with its number and the input's.")
         if self._printed and self._unit != 1:
             lines.append(f"Values in units of {self._unit:g}.")
         return lines
@@ -104,7 +108,7 @@ class Filters:
         _, inputs, height, width = self.weights.shape
         peak = self._peak()
         if self.colors:
-            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[:ROOM]]
+            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[: self._room]]
             return [sheet.grid(cells, 8)]
         ends = (f"{-peak:.3g}", f"{peak:.3g}") if scale == "layer" else ("filter's largest, negative", "positive")
         bar = sheet.scale(signed(np.linspace(-1, 1, 256)), *ends, middle="0")
@@ -113,15 +117,15 @@ class Filters:
             return [sheet.grid([matrix], 1, framed=True), bar]
         columns = 4 if self._printed else 6
         if inputs == 1:
-            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[:ROOM]]
+            cells = [sheet.Cell(self.tile(index, scale=scale), str(index)) for index in self.order[: self._room]]
         else:
-            cells = []
-            for index in self.order[:_ROWS]:
-                for place in self.strongest(index, columns):
-                    tile = self.tile(index, place, scale=scale)
-                    cells.append(sheet.Cell(tile, str(index), f"in {self.input(index, place)}"))
-                blank = np.full((_SIDE, _SIDE, 3), sheet.PAPER, np.uint8)
-                cells += [sheet.Cell(blank)] * (-len(cells) % columns)
+            slices = min(columns, inputs)
+            columns -= columns % slices  # of few slices several filters fit beside each other
+            cells = [
+                sheet.Cell(self.tile(index, place, scale=scale), str(index), f"in {self.input(index, place)}")
+                for index in self.order[: self._room]
+                for place in self.strongest(index, slices)
+            ]
         return [sheet.grid(cells, columns, framed=True), bar]
 
     def strongest(self, index: int, count: int = 1) -> list[int]:
@@ -167,6 +171,14 @@ class Filters:
         }
 
     @property
+    def _room(self) -> int:
+        """How many filters fit on a page."""
+        _, inputs, height, width = self.weights.shape
+        if self.colors or inputs == 1:
+            return ROOM
+        return _ROWS if height * width > 1 else max(ROOM, _TALLEST * inputs)
+
+    @property
     def _printed(self) -> bool:
         _, _, height, width = self.weights.shape
         return not self.colors and height * width > 1 and max(height, width) <= _PRINTED
@@ -198,11 +210,11 @@ class Filters:
         return large
 
     def _matrix(self, scale: str) -> sheet.Pixels:
-        """All filters of 1 x 1 as one picture, a row for each."""
-        values = self.weights[:, :, 0, 0].astype(np.float64)
-        if scale == "layer":
-            return signed(values / self._peak())
-        return signed(values / np.array([self._peak(index) for index in range(len(values))])[:, None])
+        """Filters of 1 x 1 as one picture, a row for each, at least a quarter as high as it is wide."""
+        rows = sorted(self.order[: self._room])
+        values = self.weights[rows, :, 0, 0].astype(np.float64)
+        peaks = self._peak() if scale == "layer" else np.array([self._peak(index) for index in rows])[:, None]
+        return signed(values / peaks).repeat(max(values.shape[1] // (_TALLEST * len(values)), 1), axis=0)
 
 
 def _short(value: float) -> str:
@@ -240,7 +252,7 @@ def filters_of(network: Network, layer: str | None = None) -> Filters:
         if not every:
             raise LayerError("the model has no convolution with constant weights, so no filters to show")
         node = every[0]
-        name = str(node.output[0])
+        name = _name(network, node)
     else:
         exposed = network.layers.get(layer)
         value = exposed.value if exposed is not None else _value(network, layer)
@@ -252,6 +264,18 @@ def filters_of(network: Network, layer: str | None = None) -> Filters:
     group = int(attributes(node).get("group", 1))
     weights = weights_of(graph, node)
     return Filters(name, str(node.output[0]), weights, group, node.op_type == "ConvTranspose", colors)
+
+
+def _name(network: Network, node: onnx.NodeProto) -> str:
+    """The name under which users find a convolution: its value's, or its layer's where onnxcam made that value."""
+    value = str(node.output[0])
+    if not value.startswith(_PREFIX):
+        return value
+    for layer in target_layers.candidates(network.graph, network.readout.value):
+        with suppress(LayerError):
+            if convolution_of(network.graph, layer.value, layer.name) is node:
+                return layer.name
+    return value
 
 
 def _value(network: Network, layer: str) -> str:

@@ -349,6 +349,12 @@ def climb(
             warnings.append("interrupted while real pictures were compared, which are left out")
         else:
             warnings += comparison.failures
+            if comparison.best and comparison.best[0].value > verified:
+                warnings.append(
+                    f"a real picture reaches more than the made one: {comparison.best[0].value:.5g} "
+                    f"({comparison.best[0].name}) against {verified:.5g}; take more steps (steps=, --steps), or begin "
+                    "from that picture (start=, --start)"
+                )
             warnings += [comparison.doubt] if comparison.doubt else []
     return Maximized(
         pixels, tensor[:1], ascent.history, reached, verified, through, scalar, settings, comparison, interrupted,

@@ -12,22 +12,20 @@ import numpy as np
 from onnxcam.errors import InputError, PictureError, listing
 from onnxcam.image import Geometry, Picture
 from onnxcam.image.opencv import import_cv2
-from onnxcam.inside import boxes
+from onnxcam.inside import boxes, outcome
 from onnxcam.inside.activations import Activations, activations
 from onnxcam.inside.depths import requested
+from onnxcam.inside.outcome import Prediction
 from onnxcam.network.names import INPUT
-from onnxcam.targets.readout import Readout
 
 if TYPE_CHECKING:
     from onnxcam.explain.explainer import Explainer
 
 Box = boxes.Box
-Prediction = tuple[int, str, float]
 Progress = Callable[[int, int], None]
 Prepared = tuple[Picture, np.ndarray, Geometry]
 
 FILLS = ("0", "mean", "blur")
-_BEST = 5
 _CLEAR = 0.1  # of the largest change of a layer: more than that is a clear one
 _BLUR = 0.08  # standard deviation of the blur, of the input's longer side
 
@@ -40,8 +38,10 @@ class Perturbation:
         cover: the box, x0, y0, x1, y1 in the picture's pixels, the last two exclusive.
         covered: the pixels of the model's input that were covered, as a box.
         fill: what they were filled with: `0`, `mean` or `blur`.
-        before, after: `(index, label, probability)`, best first.
-        probabilities: of all classes before and after, float32 `[2, K]`.
+        before, after: `(index, label, probability)`, best first; of a regression the values, in the model's order;
+            nothing of an embedding.
+        probabilities: of all classes before and after, float32 `[2, K]`: of a regression the values, of an embedding
+            the vectors.
         differences: by layer, float32 `[h, w]`: the mean over channels of the absolute change.
         spread: by layer the share of cells that changed at all.
         clear_spread: by layer the share of cells that changed by more than a tenth of the layer's largest change.
@@ -57,12 +57,30 @@ class Perturbation:
     spread: dict[str, float]
     clear_spread: dict[str, float]
     tensor: np.ndarray = field(repr=False)
+    kind: str = outcome.CLASSES
 
     @property
     def drop(self) -> float:
-        """How much less probable the class that was predicted before is; negative where it is more."""
+        """How much less probable the class that was predicted before is; negative where it is more.
+
+        Of a regression the largest absolute change of a value; of an embedding 1 - `similarity`.
+        """
+        before, after = self.probabilities.astype(np.float64)
+        if self.similarity is not None:
+            return 1.0 - self.similarity
+        if self.kind == outcome.VALUES:
+            return float(np.abs(before - after).max())
         index = self.before[0][0]
-        return float(self.probabilities[0, index] - self.probabilities[1, index])
+        return float(before[index] - after[index])
+
+    @property
+    def similarity(self) -> float | None:
+        """Of an embedding the cosine between the vectors before and after; None of another model."""
+        if self.kind != outcome.VECTOR:
+            return None
+        before, after = self.probabilities.astype(np.float64)
+        size = float(np.linalg.norm(before) * np.linalg.norm(after))
+        return float(before @ after) / size if size else 0.0
 
     def describe(self) -> dict[str, Any]:
         """The numbers, as JSON."""
@@ -72,7 +90,9 @@ class Perturbation:
             "fill": self.fill,
             "before": [_entry(one) for one in self.before],
             "after": [_entry(one) for one in self.after],
+            "kind": self.kind,
             "drop": self.drop,
+            "similarity": self.similarity,
             "layers": [
                 {
                     "layer": layer,
@@ -112,6 +132,7 @@ def perturb(
         InputError: an unknown fill, or a cover that is empty, outside the picture, or cropped away.
         LayerError: no such layer, or one that is neither a map nor tokens on a grid.
         PreprocessError, PictureError: as of `Explainer.explain`.
+        ModelError: the scores or a layer are not finite.
     """
     check_fill(fill)
     names = requested(explainer, layers)
@@ -179,23 +200,23 @@ def _compare(
     fill: str,
     tensor: np.ndarray,
 ) -> Perturbation:
-    readout = Readout.from_manifest(explainer.manifest["scores"])
+    readout = explainer.terms.readout
     scores = np.concatenate([whole.scores, partial.scores]).astype(np.float32)
+    outcome.require_finite(scores, "the scores")
     probabilities = readout.probabilities(scores)
-    best = readout.best(scores, min(_BEST, readout.size))
-    before, after = (
-        [(int(index), explainer.label(int(index)), float(row[index])) for index in ranked]
-        for row, ranked in zip(probabilities, best, strict=True)
-    )
+    before, after = (outcome.predictions(explainer, row[None]) for row in scores)
     differences, spread, clear = {}, {}, {}
     for layer, value in whole.values.items():
+        outcome.require_finite(value, f"values of layer {layer!r}")
+        outcome.require_finite(partial.values[layer], f"values of layer {layer!r}")
         change = np.abs(value[0].astype(np.float64) - partial.values[layer][0])
         difference = np.asarray(change.mean(axis=0), np.float32)
         differences[layer] = difference
         spread[layer] = float((change > 0).any(axis=0).mean())
         peak = float(difference.max())
         clear[layer] = float((difference > _CLEAR * peak).mean()) if peak > 0 else 0.0
-    return Perturbation(cover, covered, fill, before, after, probabilities, differences, spread, clear, tensor)
+    kind = outcome.kind_of(readout)
+    return Perturbation(cover, covered, fill, before, after, probabilities, differences, spread, clear, tensor, kind)
 
 
 def _place(cover: Sequence[int], picture: Picture, geometry: Geometry) -> tuple[Box, Box]:

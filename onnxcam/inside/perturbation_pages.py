@@ -11,10 +11,10 @@ import numpy as np
 from onnxcam import image
 from onnxcam.html import page as html
 from onnxcam.image import sheet
-from onnxcam.image.panel import percentage
-from onnxcam.inside import boxes
+from onnxcam.inside import boxes, outcome
 from onnxcam.inside.feature_maps import as_input
-from onnxcam.inside.perturbation import Perturbation, Prediction, Prepared
+from onnxcam.inside.outcome import Prediction
+from onnxcam.inside.perturbation import Perturbation, Prepared
 from onnxcam.network.layout import Layout
 
 _COLORMAP = "viridis"
@@ -43,8 +43,9 @@ def draw(prepared: Prepared, result: Perturbation, layout: Layout, preprocess: i
         marked = boxes.outlined(large, _scaled(result.covered, geometry.input_size, large.shape[:2]))
         maps.append(sheet.Cell(marked, layer, share(result.spread[layer])))
     notes = [
-        f"before: {_listed(result.before)}",
-        f"after: {_listed(result.after)}",
+        f"{when}: {_listed(result, some)}"
+        for when, some in (("before", result.before), ("after", result.after))
+        if some
     ]
     explained = [
         "Below each map: the layer, and the share of its cells that changed. Bright: changed most, each map on its own "
@@ -63,14 +64,18 @@ def draw(prepared: Prepared, result: Perturbation, layout: Layout, preprocess: i
 
 def answer(result: Perturbation) -> str:
     """What the cover did to the prediction, in a sentence."""
+    if result.similarity is not None:
+        return f"the embedding's cosine with that of the whole picture is {result.similarity:.4g}"
     index, label, before = result.before[0]
     now = float(result.probabilities[1, index])
-    text = f"{label} goes from {percentage(before)} to {percentage(now)}"
-    return text if result.after[0][0] == index else f"{text}, now {result.after[0][1]} {percentage(result.after[0][2])}"
+    text = f"{label} goes from {outcome.amount(result.kind, before)} to {outcome.amount(result.kind, now)}"
+    if result.after[0][0] == index:
+        return text
+    return f"{text}, now {result.after[0][1]} {outcome.amount(result.kind, result.after[0][2])}"
 
 
-def _listed(predictions: Sequence[Prediction]) -> str:
-    return ", ".join(f"{label} {percentage(p)}" for _, label, p in predictions[:_LISTED])
+def _listed(result: Perturbation, predictions: Sequence[Prediction]) -> str:
+    return outcome.listed(result.kind, predictions[:_LISTED])
 
 
 def share(number: float) -> str:
@@ -147,7 +152,7 @@ def slider(prepared: Prepared, results: Sequence[Perturbation], rows: int, title
                     100 * part for part in (left / width, top / height, (right - left) / width, (bottom - top) / height)
                 ],
                 "text": answer(one),
-                "after": [[label, percentage(p)] for _, label, p in one.after[:_LISTED]],
+                "after": [[label, outcome.amount(one.kind, p)] for _, label, p in one.after[:_LISTED]],
                 "spread": [share(one.spread[layer]) for layer in layers],
             }
         )
@@ -173,11 +178,11 @@ def slider(prepared: Prepared, results: Sequence[Perturbation], rows: int, title
     head = "".join(f'<th class="number">{escape(layer)}</th>' for layer in layers)
     left, top, right, bottom = results[0].covered
     size = f"{right - left} x {bottom - top} pixels of the model's input, filled with {results[0].fill}"
+    before = f"Before: {escape(_listed(results[0], results[0].before))}. " if results[0].before else ""
     where = f"row {worst // columns + 1}, column {worst % columns + 1}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>Before: {escape(_listed(results[0].before))}. The box covers {escape(size)}. It matters most in {where}: "
-        f"{escape(answer(results[worst]))}.</p>",
+        f"<p>{before}The box covers {escape(size)}. It matters most in {where}: {escape(answer(results[worst]))}.</p>",
         '<section id="slider" hidden><div class="stage"><div class="view">',
         html.picture(image.encode_png(_enlarged(view, (height, width))), "what the model sees of the picture"),
         '<div id="box" aria-hidden="true"></div></div><div class="controls">',

@@ -21,7 +21,10 @@ from onnxcam.graph.view import Graph, attributes, uses
 from onnxcam.inside import moves, windows
 
 _NONE, _PAST = np.iinfo(np.int32).max, np.iinfo(np.int32).min
-_POINTWISE = having(Trait.ELEMENTWISE) | {"BatchNormalization", "CastLike", "DequantizeLinear", "QuantizeLinear"}
+# what a dynamic scale depends on is left out, see `_visit`
+_POINTWISE = having(Trait.ELEMENTWISE) | {
+    "BatchNormalization", "CastLike", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear",
+}  # fmt: skip
 _MOVING = having(Trait.RESHAPES) | {
     "DepthToSpace", "Expand", "Gather", "Slice", "SpaceToDepth", "Split", "Tile", "Transpose",
 }  # fmt: skip

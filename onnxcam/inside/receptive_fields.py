@@ -87,7 +87,15 @@ class Field:
 
 
 def fields(
-    source: Source, layers: Sequence[str] | str | None = None, *, input_size: tuple[int, int] | None = None
+    source: Source,
+    layers: Sequence[str] | str | None = None,
+    *,
+    input_size: tuple[int, int] | None = None,
+    preprocess: Any = None,
+    scores: str | None = None,
+    kind: str | None = None,
+    task: str | None = None,
+    boxes_output: str | None = None,
 ) -> list[Field]:
     """Compute theoretical receptive fields, as Araujo, Norris and Sim do.
 
@@ -100,6 +108,8 @@ def fields(
         layers: names of layers, of values or of nodes; None for all that can be explained.
         input_size: height and width of the picture where the file leaves them open; the size that its preprocessing
             makes, or else 224 x 224, if None.
+        preprocess: how pictures become tensors, as of `Explainer`; what the file says if None.
+        scores, kind, task, boxes_output: as of `Explainer`.
 
     Returns:
         one `Field` for each layer, in order.
@@ -107,18 +117,19 @@ def fields(
     Raises:
         ModelError: not a usable classifier, or a size that does not fit.
         LayerError: no such layer, or one that is neither a map nor tokens on a grid.
+        PreprocessError: no such preprocessing.
     """
-    network = Network(source)
-    scores = network.readout.value
-    likely = _preprocessed_size(network)
-    fitted = sized(network.graph, scores, size=input_size, likely=likely)
+    network = Network(source, scores=scores, kind=kind, task=task, boxes_output=boxes_output)
+    likely = _preprocessed_size(network) if preprocess is None else _size_of(preprocess)
+    fitted = sized(network.graph, network.readout.value, size=input_size, likely=likely)
     graph = fitted.graph
     names = [layers] if isinstance(layers, str) else layers
     if names is None:
         exposed = {layer.value: layer for layer in network.layers.values()}
         resolved = [exposed.get(layer.value, layer) for layer in fitted.layers or ()]
     else:
-        resolved = [target_layers.resolve(graph, network.layers.get(name, name), scores) for name in names]
+        value = network.readout.value
+        resolved = [target_layers.resolve(graph, network.layers.get(name, name), value) for name in names]
     return _fields(graph, network.picture.name, resolved, input_size or likely)
 
 
@@ -140,9 +151,13 @@ def _preprocessed_size(network: Network) -> tuple[int, int] | None:
     if not entry.get("preprocess"):
         return None
     try:
-        size = image.resolve(entry["preprocess"]).output_size
+        return _size_of(entry["preprocess"])
     except PreprocessError:
         return None
+
+
+def _size_of(preprocess: Any) -> tuple[int, int] | None:
+    size = image.resolve(preprocess).output_size
     return None if size is None else (int(size[0]), int(size[1]))
 
 

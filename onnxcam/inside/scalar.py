@@ -19,8 +19,10 @@ from onnxcam.network.layout import Layout
 from onnxcam.network.network import Network
 from onnxcam.targets import Contrast, Probability, Weights, objectives
 from onnxcam.targets.readout import PROBABILITIES, REGRESSION
+from onnxcam.targets.tasks import EMBEDDING
 
-_SCORE = {PROBABILITIES: "log probability", REGRESSION: "value"}  # of other kinds a logit
+# of other kinds a logit
+_SCORE = {PROBABILITIES: "log probability", REGRESSION: "value", EMBEDDING: "component"}
 # activations that are constant over a part of their domain, element by element
 _FLAT = ("Relu", "Clip", "ThresholdedRelu", "HardSigmoid")
 
@@ -32,7 +34,7 @@ class Scalar:
     Attributes:
         value: name of the graph's value.
         coefficients: of its channels, or of the columns of the scores, float64 `[C]`.
-        layout: the axes of a map or of tokens; None of `[N, C]` and of scores.
+        layout: the axes of a map or of tokens; None of `[N, C]`, `[N, C, 1, 1]` and scores.
         place: row and column in the map; None for the mean over all.
         title: in words.
         stem: for file names.
@@ -157,15 +159,16 @@ def of_score(network: Network, labels: Sequence[str] | None, target: Any, contra
         )
     objective = objectives.resolve(resolved, np.zeros((1, readout.columns or 0)), readout, labels)
     coefficients = objective.cotangent(np.zeros((1, readout.columns or 0)), np.zeros(1, np.int64))[0]
-    score = _SCORE.get(readout.kind, "logit")
+    kind = _SCORE.get(readout.kind, "logit")
+    score = f"{kind} " if readout.kind == EMBEDDING else f"{kind} of "
     index = int(objective.classes[0])
-    title, stem, other = f"{score} of {name_of(index, labels)!r}", file_stem(name_of(index, labels)), None
+    title, stem, other = f"{score}{name_of(index, labels)!r}", file_stem(name_of(index, labels)), None
     if isinstance(resolved, Contrast):
         other = int(resolved.other)
-        title += f" - {score} of {name_of(other, labels)!r}"
+        title += f" - {score}{name_of(other, labels)!r}"
         stem += f"_minus_{file_stem(name_of(other, labels))}"
     elif isinstance(resolved, Weights):
-        title, stem = f"weighted sum of the {score}s, most of {name_of(index, labels)!r}", f"weights_{stem}"
+        title, stem = f"weighted sum of the {kind}s, most of {name_of(index, labels)!r}", f"weights_{stem}"
     return Scalar(readout.value, coefficients, None, None, title, stem, None, (index,), other)
 
 
@@ -218,7 +221,7 @@ def of_channel(
 
 
 def _layer(network: Network, graph: Graph, name: str) -> tuple[str, Layout | None, int]:
-    """The value of a layer, the axes of its maps (None of `[N, C]`), and its number of channels."""
+    """The value of a layer, the axes of its maps (None where it has none), and its number of channels."""
     scores = network.readout.value
     value = _flat_value(graph, name)
     layout = None
@@ -240,10 +243,13 @@ def _layer(network: Network, graph: Graph, name: str) -> tuple[str, Layout | Non
 
 
 def _flat_value(graph: Graph, name: str) -> str | None:
-    """The value of this name, or of the node of this name, where it is `[N, C]` floats."""
+    """The value of this name, or of the node of this name, where it is `[N, C]` or `[N, C, 1, 1]` floats."""
     nodes = [node for node in graph.nodes if node.name == name and name not in graph]
     value = name if name in graph else nodes[0].output[0] if len(nodes) == 1 else None
-    return value if value is not None and len(graph.shape(value) or ()) == 2 and graph.is_float(value) else None
+    if value is None or not graph.is_float(value):
+        return None
+    shape = graph.shape(value) or ()
+    return value if len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)) else None
 
 
 def _index(channel: Any, channels: int, layer: str, name: str) -> int:

@@ -216,7 +216,7 @@ def test_no_random_picture_contradicts_a_proof(count: int, layers: tuple[int, ..
         levels = rng.integers(0, 256, (4, 3, *cells)) if kind != 1 else rng.integers(0, 2, (4, 3, *cells)) * 255
         shares = np.kron(levels / 255, np.ones((1, 1, 224 // cells[0], 224 // cells[1])))
         tensor = (low + (high - low) * shares).astype(np.float32)
-        for name, highest in dead_channels._highest(explainer, tensor, names).items():
+        for name, (_, highest) in dead_channels._ends(explainer, tensor, names).items():
             assert (highest <= upper[name]).all(), name
             assert (highest[proven[name]] <= 0).all(), name
 
@@ -229,8 +229,8 @@ def test_no_random_picture_revives_a_planted_channel(count: int) -> None:
     for start in range(0, count, 500):
         batch = rng.random((500, 3, 32, 32), np.float32)
         batch = np.rint(batch) if start % 1_000 else batch
-        for (name, highest), biases in zip(
-            dead_channels._highest(explainer, batch, ["relu1", "relu2"]).items(), PLANTED.values(), strict=True
+        for (name, (_, highest)), biases in zip(
+            dead_channels._ends(explainer, batch, ["relu1", "relu2"]).items(), PLANTED.values(), strict=True
         ):
             assert np.flatnonzero(upper[name] <= 0).tolist() == biases
             assert (highest <= upper[name]).all() and (highest[biases] <= 0).all()

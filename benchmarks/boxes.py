@@ -161,7 +161,8 @@ def cost(arguments: argparse.Namespace) -> list[str]:
         question = explainer.question(rows=1, target=[targets], method="hirescam")
 
         def maps() -> list[np.ndarray]:
-            examination, groups = task_answers.examined(explainer, question, tensor, geometry)
+            examination = task_answers.examine(explainer, question, tensor, geometry)
+            groups = task_answers.groups_of(explainer, question, examination, geometry)
             parts = [(group.places, examination.several(group.question, group.objectives)[0][0][0]) for group in groups]
             by_place = {place: one for places, of_group in parts for place, one in zip(places, of_group, strict=True)}
             return [by_place[place] for place in range(BOXES)]

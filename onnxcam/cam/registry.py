@@ -67,6 +67,8 @@ class Method:
             with the scores, in one run of the model.
         options: names and default values of its options.
         divides: whether it divides by the objective's value, so that a negative one reverses the map.
+        component: whether it is `view.first_component` of the activations, or with `gradient` of their product with it:
+            what it is computed from comes with the scores, in one run of the model.
         terms: of a map that is a sum over channels, what was decorated: it returns the terms `[N, C, h, w]`.
     """
 
@@ -80,6 +82,7 @@ class Method:
     single: str | None = None
     terms: Callable[..., Any] | None = field(default=None, repr=False)
     divides: bool = False
+    component: bool = False
 
     def __reduce__(self) -> tuple[Callable[[str], Method], tuple[str]]:
         return find, (self.name,)  # copied and pickled by name: its function's own name is that of the `Method`
@@ -113,10 +116,17 @@ def cam_method(name: str, *, gradient: bool = True, summed: bool = False) -> Cal
 
 
 def layer_method(
-    name: str, *, gradient: bool = True, long: bool = False, summed: bool = False, divides: bool = False
+    name: str,
+    *,
+    gradient: bool = True,
+    long: bool = False,
+    summed: bool = False,
+    divides: bool = False,
+    component: bool = False,
 ) -> Callable[[F], F]:
     """Register a method that works on a layer, `function(view, **options) -> float32 [N, h, w]` before its ReLU."""
-    return _registering(name, LAYER, gradient, long, _add_arrays if summed else None, divides=divides)
+    adding = _add_arrays if summed else None
+    return _registering(name, LAYER, gradient, long, adding, divides=divides, component=component)
 
 
 def attribution(
@@ -139,6 +149,7 @@ def _registering(
     layered: bool = True,
     single: str | None = None,
     divides: bool = False,
+    component: bool = False,
 ) -> Callable[[F], F]:
     def register(function: F) -> F:
         if name in _methods:
@@ -150,7 +161,7 @@ def _registering(
         }
         whole = function if adding is None else adding(function)
         terms = None if adding is None else function
-        _methods[name] = Method(name, kind, whole, gradient, long, defaults, layered, single, terms, divides)
+        _methods[name] = Method(name, kind, whole, gradient, long, defaults, layered, single, terms, divides, component)
         return function
 
     return register

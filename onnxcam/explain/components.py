@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcam import runtime
-from onnxcam.cam.components import signed
-from onnxcam.network.names import ACTIVATIONS, GRAM, POWER
+from onnxcam.cam.components import signed, with_sign
+from onnxcam.network.names import ACTIVATIONS, GRAM, MEAN, POWER
 from onnxcam.runtime import options
 
 if TYPE_CHECKING:
+    from onnxcam.explain.features import HeadRun
     from onnxcam.explain.sessions import Sessions
 
-_LARGEST = 200  # rows of a matrix whose powers cost less than its eigenvectors
 _REST = 1e-7  # of a power's trace: what may be left of other eigenvectors
 
 
@@ -43,22 +43,38 @@ def first_component(sessions: Sessions, values: np.ndarray) -> np.ndarray:
 
     The smaller one of both Gram matrices, of the places and of the channels, has the same first eigenvalue.
     """
+    from onnxcam.network.gram import LARGEST
+
     channels, places = values.shape[1], values.shape[2] * values.shape[3]
     by_places = places <= channels
-    power = min(places, channels) <= _LARGEST
+    power = min(places, channels) <= LARGEST
     matrices = gram(sessions, values, by_places=by_places, power=power)
     maps = []
     for row, one in enumerate(values):
         matrix = matrices[0][row]
         vector = _first_vector(matrix, matrices[1][row] if power else None)
         if by_places:
-            value = float((vector * (matrix * vector).sum(axis=1)).sum())
-            coordinates = vector * np.sqrt(max(value, 0.0))
+            coordinates = _coordinates(matrix, vector)
         else:
             coordinates = np.einsum("c,cp->p", vector, one.reshape(channels, -1), optimize=False)
             coordinates -= coordinates.mean()
         maps.append(signed(coordinates, one))
     return np.stack(maps)
+
+
+def first_component_of(features: HeadRun) -> np.ndarray:
+    """The first component of the layer whose Gram matrices a head run has, float32 `[N, h, w]`."""
+    values = features.values
+    return np.stack([
+        with_sign(_coordinates(matrix, _first_vector(matrix, power)), mean)
+        for matrix, power, mean in zip(values[GRAM], values[POWER], values[MEAN], strict=True)
+    ])  # fmt: skip
+
+
+def _coordinates(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Each place's coordinate along the first direction, from the Gram matrix of the places and its eigenvector."""
+    value = float((vector * (matrix * vector).sum(axis=1)).sum())
+    return np.asarray(vector * np.sqrt(max(value, 0.0)))
 
 
 def _first_vector(matrix: np.ndarray, power: np.ndarray | None) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from onnxcam import image
 from onnxcam.cam.methods import GRAPH, INPUT
 from onnxcam.errors import InputError, MethodError
 from onnxcam.explain import box_layers, cells
+from onnxcam.explain.components import first_component_of
 from onnxcam.explain.features import HeadRun
 from onnxcam.explain.maps import INPUT_SIZE, LAYER_SIZE, fuse, map_size, visible_parts, windows_of
 from onnxcam.explain.question import Question, Terms
 from onnxcam.explain.view import LayerView, view
 from onnxcam.network.manifest import Manifest
 from onnxcam.network.names import INPUT as WHOLE
-from onnxcam.targets.objectives import Objective, PerRow, logit
+from onnxcam.targets.objectives import Logit, Objective, PerRow, logit
 from onnxcam.targets.scalars import Placement
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ class Examination:
 
     Attributes:
         scores: logits `[N, K]`.
-        probabilities: float32 `[N, classes]`.
         readout: the meaning of the scores.
     """
 
@@ -66,8 +67,12 @@ class Examination:
         self.scores = self._features.scores
         # as the caller has it: of a network the number of a detector's classes may be unknown
         self.readout = self._features.batch.readout if terms.readout.task is None else terms.readout
-        self.placements = placements or [self._whole()] * (terms.readout.task is not None)
-        self.probabilities = self.readout.probabilities(self.scores)
+        self.placements = placements or ([] if terms.readout.task is None else [self._whole()])
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float32 `[N, classes]`."""
+        return self.readout.probabilities(self.scores)
 
     def question(self, **keywords: Any) -> Question:
         """A question about this batch, keywords as in `Question.of`."""
@@ -167,7 +172,7 @@ class Examination:
             if question.size == INPUT_SIZE:
                 return means
             return [image.resize_map(mean, map_size(question.size, (0, 0), [mean])) for mean in means]
-        input_size = view(self._features, WHOLE, objective).shape
+        input_size = self.input_size
         windows = self._windows(question.layers)
         return [
             fuse(
@@ -254,7 +259,17 @@ class Examination:
         """Per method and layer the maps `[N, h, w]` after ReLU; those of graph methods share one pass back."""
         if len(self._batch) == 1 and self._terms.readout.task is not None:  # of cells around a box, where that will do
             return [[maps[:, 0] for maps in by_layer] for by_layer in self.several(question, [objective])]
+        if self._has_component(question, objective):
+            return [[np.maximum(first_component_of(self._features), 0)]]
         return _maps(self._with_layers(question.layers_read), question, objective)
+
+    def _has_component(self, question: Question, objective: Objective) -> bool:
+        """Whether the head run has what the question's only map is computed from."""
+        component = self._features.component
+        if component is None or (question.layers[0], question.component) != component[:2]:
+            return False
+        of_class = isinstance(objective, Logit) and np.array_equal(objective.classes, component.classes)
+        return of_class or not component.gradient
 
     def class_maps(self, question: Question, classes: np.ndarray) -> list[list[np.ndarray]]:
         """Per method and layer the maps `[N, k, h, w]` of several classes `[N, k]` of each row, after ReLU.

@@ -14,7 +14,7 @@ from onnxcam.explain import task_answers
 from onnxcam.explain.batch_maps import BatchMaps
 from onnxcam.explain.examination import Examination
 from onnxcam.explain.explanation import Explanation
-from onnxcam.explain.features import HeadRun, InputGradient, Progress
+from onnxcam.explain.features import Component, HeadRun, InputGradient, Progress
 from onnxcam.explain.file import FileSession, Raw, as_made
 from onnxcam.explain.maps import fuse, map_size, windows_of
 from onnxcam.explain.opened_model import OpenedModel
@@ -22,8 +22,8 @@ from onnxcam.explain.preparation import Preparation, Prepared, labels_of
 from onnxcam.explain.question import SEED, Question
 from onnxcam.explain.recent import Recent
 from onnxcam.explain.warnings import model_warnings, preprocessing_warnings
-from onnxcam.network.layout import Layout
 from onnxcam.runtime import Provider
+from onnxcam.targets.classes import TOP1
 from onnxcam.targets.objectives import Objective
 from onnxcam.targets.readout import LOGITS
 from onnxcam.targets.scalars import Several
@@ -222,7 +222,7 @@ class Explainer(OpenedModel):
             classes = question.classes(len(batch))
             scores, maps = self._file.maps(batch, classes, question.layers, question.methods[0].name)
             question.check_scores(classes, scores)
-            input_size = Layout.of(self.manifest["input"]).size(batch.shape)
+            input_size = self._file.layout.size(batch.shape)
             windows = windows_of(question.methods[0], self._file.windows(question.layers), question.size)
             size = map_size(question.size, input_size, maps)
             fused = [fuse(maps, question.normalize, size, question.fusion, windows=windows, input_size=input_size)]
@@ -429,7 +429,7 @@ class Explainer(OpenedModel):
         self, question: Question, batch: np.ndarray, scores: np.ndarray, explained: np.ndarray,
         by_method: list[list[np.ndarray]], objective: Objective | None = None,
     ) -> list[BatchMaps]:  # fmt: skip
-        p, size = self._readout.probabilities(scores), Layout.of(self.manifest["input"]).size(batch.shape)
+        p, size = self._readout.probabilities(scores), self._file.layout.size(batch.shape)
         windows = self._file.windows(question.layers)
         model = self.model
 
@@ -454,15 +454,24 @@ class Explainer(OpenedModel):
         """Run the head, exposing the question's layers or these; if one gradient at the input is all, it comes too."""
         rules = question.input_gradient if layers is None else None
         gradient = None if rules is None else InputGradient(rules, question.classes(len(batch)))
+        component, exposing = None, question.layers_read if layers is None else layers
+        if layers is None and question.component is not None:
+            classes = question.classes(len(batch)) if question.component else np.full(len(batch), TOP1)
+            component = Component(question.layers[0], question.component, classes)
+            if self.sessions.component(component.layer, component.gradient) is None:
+                component = None
+            else:
+                exposing = ()
 
         def run_head(exposed: Sequence[str], tensor: np.ndarray) -> HeadRun:
-            with_scores = None if exposed else gradient
-            return self._file.features(tensor, exposed, seed=question.seed, progress=progress, gradient=with_scores)
+            return self._file.features(
+                tensor, exposed, seed=question.seed, progress=progress,
+                gradient=None if exposed else gradient, component=None if exposed else component,
+            )  # fmt: skip
 
         terms = question.terms._replace(layers=question.layers[:1])
         manifest = self.manifest if self._readout.task is not None and not question.layer_named else None
-        exposed = question.layers_read if layers is None else layers
-        return Examination(run_head, batch, exposed, terms, self._file.windows, placements, manifest)
+        return Examination(run_head, batch, exposing, terms, self._file.windows, placements, manifest)
 
     def _in_file(self, question: Question, rows: int) -> bool:
         """Whether the file itself computes the maps, so that it need not be split."""

@@ -10,7 +10,7 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.errors import LayerError
 from onnxcam.explain.sessions import Sessions
-from onnxcam.network.names import GRADIENT, INPUT, SCORES, TARGET
+from onnxcam.network.names import GRADIENT, GRAM, INPUT, MEAN, POWER, SCORES, TARGET
 from onnxcam.runtime.rows import floats, joined, portions
 from onnxcam.targets.readout import Readout
 
@@ -54,6 +54,20 @@ class InputGradient(NamedTuple):
     classes: np.ndarray
 
 
+class Component(NamedTuple):
+    """A layer of which the first component over the places is all that a question needs: see `Method.component`.
+
+    Attributes:
+        layer: its name.
+        gradient: whether of its product with the gradient of a class's score.
+        classes: the class of each row, int64 `[N]`; -1 for the row's best. Without `gradient` not read.
+    """
+
+    layer: str
+    gradient: bool
+    classes: np.ndarray
+
+
 class HeadRun:
     """The outputs of the head for one batch, see `run_head`.
 
@@ -63,9 +77,17 @@ class HeadRun:
         values: cut values by name, N rows each (a value without rows as it is; where runs differ in it, an array of
             objects, for each row that of its run), the picture's among them.
         gradient: whose gradient `values` also has as `GRADIENT`, None if it has none.
+        component: whose Gram matrices `values` also has, None if it has none.
     """
 
-    def __init__(self, batch: Batch, values: Mapping[str, np.ndarray], gradient: InputGradient | None = None) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        values: Mapping[str, np.ndarray],
+        gradient: InputGradient | None = None,
+        component: Component | None = None,
+    ) -> None:
+        self.component = component
         self.batch = batch
         self.scores = batch.scores
         self.values = values
@@ -154,30 +176,42 @@ def run_head(
     seed: int = 1234,
     progress: Progress | None = None,
     gradient: InputGradient | None = None,
+    component: Component | None = None,
 ) -> HeadRun:
     """Run the head over a batch once: the scores, and the cut values of some layers.
 
     Arguments:
         size: rows per run where the model fixes them, else None: 1 then where rows have to be run singly.
         seed, progress: of the views, see `Batch`.
-        gradient: computed by the same run; there are no layers then.
+        gradient, component: one of them computed by the same run; there are no layers then.
     """
     network = sessions.network
     picture, readout = network.picture.name, network.readout
     cuts = [sessions.cut(name) for name in layers]
-    if size is None and any(cut.singly for cut in (sessions.cut(INPUT), *cuts)):
+    whose = cuts if component is None else [sessions.cut(component.layer)]
+    if size is None and any(cut.singly for cut in (sessions.cut(INPUT), *whose)):
         size = 1
     by_row = {value: flag for cut in cuts for value, flag in cut.flags.items() if value != picture}
-    if gradient is None:
-        session, native, classes = sessions.head(layers), pictures, np.arange(len(pictures))
+    classes: np.ndarray | None = None
+    if component is not None:
+        session, native = sessions.component(component.layer, component.gradient), pictures
+        classes = component.classes if component.gradient else None
+        by_row |= dict.fromkeys((GRAM, POWER, MEAN), True)
+    elif gradient is None:
+        session, native = sessions.head(layers), pictures
     else:
         session, native, classes = sessions.input_gradient(gradient.relu), floats(pictures), gradient.classes
         by_row[GRADIENT] = True
     by_row = {SCORES: True, **by_row}
     runs = []
-    for part, targets_of in zip(portions(native, size), portions(classes, size), strict=True):
-        feeds = {picture: part} | ({} if gradient is None else {TARGET: targets_of})
+    parts = portions(native, size)
+    for part, targets_of in zip(
+        parts, [None] * len(parts) if classes is None else portions(classes, size), strict=True
+    ):
+        feeds = {picture: part} | ({} if targets_of is None else {TARGET: targets_of})
         runs.append(runtime.run(session, list(by_row), feeds))
+    if component is not None and any(len(run[GRAM]) != len(run[SCORES]) for run in runs):
+        raise uneven_rows(component.layer, *(sum(len(run[name]) for run in runs) for name in (GRAM, SCORES)))
     for cut in cuts:  # before rows of padding are cut off: a layer may have five for each picture
         rows = [sum(len(run[name]) for run in runs) for name in (cut.layer.value, SCORES) if name != picture]
         if len(rows) == 2 and rows[0] != rows[1]:
@@ -193,7 +227,9 @@ def run_head(
     batch = Batch(sessions, pictures, scores, readout, size, seed, progress)
     if gradient is not None:
         gradient = gradient._replace(classes=readout.fill_top1(gradient.classes, scores))
-    return HeadRun(batch, values, gradient)
+    if component is not None:
+        component = component._replace(classes=readout.fill_top1(component.classes, scores))
+    return HeadRun(batch, values, gradient, component)
 
 
 def by_run(values: list[np.ndarray], size: int | None, count: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from onnxcam import runtime
 from onnxcam.cam.methods import GRAPH, Method, find
 from onnxcam.errors import InputError, ModelError, OnnxcamError, SerializationError, SettingError
-from onnxcam.explain.features import HeadRun, InputGradient, Progress, run_head, uneven_rows
+from onnxcam.explain.features import Component, HeadRun, InputGradient, Progress, run_head, uneven_rows
 from onnxcam.explain.sessions import MakeOptions, Sessions, inherit
 from onnxcam.graph.large_model import Serialized
 from onnxcam.graph.window import assemble_crops
@@ -56,6 +56,30 @@ class _Loaded(NamedTuple):
     session: Any
 
 
+class _Facts(NamedTuple):
+    """What a manifest says, read once: next to a small model reading it for each batch counts."""
+
+    manifest: Manifest
+    readout: Readout
+    batch_size: int | None
+    layout: Layout  # of the picture
+    crops: bool  # whether a layer has several rows for each picture
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Facts:
+        readout, layers = Readout.from_manifest(manifest["scores"]), manifest["layers"]
+        crops = any(entry.get("crops") for entry in layers)
+        rows: int | None = None
+        task = readout.task
+        if task is not None and (not task.columns or getattr(task, "one_picture", False)):
+            rows = 1
+        elif isinstance(manifest["input"]["shape"][0], int):
+            rows = manifest["input"]["shape"][0]
+        elif crops or (manifest.get("measured") or {}).get("rows") == manifests.COUPLED:
+            rows = 1
+        return cls(manifest, readout, rows, Layout.of(manifest["input"]), crops)
+
+
 class FileSession:
     """An explainable file on one set of execution providers, and the sessions of its network.
 
@@ -90,6 +114,7 @@ class FileSession:
         self._lock = threading.RLock()
         # of the last batch that passed `check_batch`: next to a small model the checks count
         self._checked: tuple[tuple[int, ...], np.dtype[Any]] | None = None
+        self._read: _Facts | None = None
         # other methods cannot be stored in a file and are computed next to it
         storable = [method.name for method in map(find, methods) if method.kind == GRAPH] or ["gradcam"]
         names = [layers] if isinstance(layers, str) else layers
@@ -178,7 +203,19 @@ class FileSession:
     @property
     def readout(self) -> Readout:
         """The scores of the model and their meaning."""
-        return Readout.from_manifest(self.manifest["scores"])
+        return self._facts.readout
+
+    @property
+    def layout(self) -> Layout:
+        """The axes of the picture."""
+        return self._facts.layout
+
+    @property
+    def _facts(self) -> _Facts:
+        facts, manifest = self._read, self.manifest
+        if facts is None or facts.manifest is not manifest:
+            facts = self._read = _Facts.of(manifest)
+        return facts
 
     @property
     def providers(self) -> list[str]:
@@ -188,14 +225,7 @@ class FileSession:
     @property
     def batch_size(self) -> int | None:
         """Rows per run where the model fixes them, 1 where rows affect each other or are crops, else None."""
-        task = self.readout.task
-        if task is not None and (not task.columns or getattr(task, "one_picture", False)):
-            return 1
-        rows = self.manifest["input"]["shape"][0]
-        if isinstance(rows, int):
-            return rows
-        coupled = (self.manifest.get("measured") or {}).get("rows") == manifests.COUPLED
-        return 1 if coupled or any(entry.get("crops") for entry in self.manifest["layers"]) else None
+        return self._facts.batch_size
 
     def fix_rows(self, rows: int | None) -> None:
         """Fix the rows in each run of methods that run the model many times; None to choose them by measurement.
@@ -254,12 +284,14 @@ class FileSession:
         seed: int = 1234,
         progress: Progress | None = None,
         gradient: InputGradient | None = None,
+        component: Component | None = None,
     ) -> HeadRun:
         """Run the head over a batch: any class, method and layer of these then costs the tail alone."""
         try:
             return run_head(
-                self.sessions, batch, layers, size=self.batch_size, seed=seed, progress=progress, gradient=gradient
-            )
+                self.sessions, batch, layers, size=self.batch_size, seed=seed, progress=progress, gradient=gradient,
+                component=component,
+            )  # fmt: skip
         except (InputError, ModelError) as error:
             raise _refusal(error, self.manifest["input"], batch.shape) from error
 
@@ -313,9 +345,9 @@ class FileSession:
                 runs.append(run(loaded, names, feeds))
             except (InputError, ModelError) as error:
                 raise _refusal(error, manifest["input"], batch.shape) from error
-        for entry in manifest["layers"]:
+        for entry in manifest["layers"] if self._facts.crops else ():
             parts = crops_of(entry)
-            size = Layout.of(manifest["input"]).size(batch.shape)
+            size = self.layout.size(batch.shape)
             for name in entry["heatmaps"].values() if parts else ():
                 for outputs_of in runs:
                     if name in outputs_of and len(outputs_of[name]) == len(parts or ()):

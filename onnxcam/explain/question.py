@@ -295,6 +295,22 @@ class Question:
         rules = {method.single for method in self.methods}
         return rules.pop() if len(rules) == 1 and not self.smooth and self.of_classes else None
 
+    @cached_property
+    def component(self) -> bool | None:
+        """Whether the layer is multiplied by the gradient of a class, where its first component is all that maps are
+        computed from; None if they need more."""
+        (method, *others), task = self.methods, self.terms.readout.task
+        if (
+            others
+            or not method.component
+            or len(self.layers) > 1
+            or self.smooth
+            or self.options
+            or self.top is not None
+        ):
+            return None
+        return None if task is not None or (method.gradient and not self.of_classes) else method.gradient
+
     @property
     def default_class(self) -> int:
         """The class that a target of None means: the bound class, else -1, each row's top-1."""
@@ -329,7 +345,7 @@ class Question:
 
     def check_scores(self, classes: np.ndarray, scores: np.ndarray) -> None:
         """Refuse what `explained` refuses."""
-        if np.isneginf(scores).any():
+        if np.fmin.reduce(scores, axis=None) == -np.inf:  # NaN are passed over
             self.explained(classes, scores)
 
     def best(self, scores: np.ndarray) -> np.ndarray:

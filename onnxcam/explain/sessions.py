@@ -194,6 +194,20 @@ class Sessions:
 
         return self.session(("input gradient", relu), lambda: subgraphs.input_gradient(self.network, relu=relu))
 
+    def component(self, layer: str, gradient: bool) -> Any:
+        """A session from pictures to the scores and what a layer's first component is computed from.
+
+        None where that is left to the layer's values, see `onnxcam.network.subgraphs.component`.
+        """
+        from onnxcam.network import subgraphs
+
+        key = ("component", layer, *["gradient"] * gradient)
+        with self._lock:
+            if key not in self._sessions:
+                model = subgraphs.component(self.network, layer, gradient=gradient)
+                self._sessions[key] = None if model is None else self.open(model, options.serving)
+            return self._sessions[key]
+
     def contributions(self) -> tuple[Any, list[tuple[str, Layout]]]:
         """A session for what the picture and every additive constant contribute; its outputs with their layouts."""
         from onnxcam.network import subgraphs

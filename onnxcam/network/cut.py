@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from onnxcam.autodiff.sweep import path
 from onnxcam.errors import LayerError
@@ -46,7 +47,7 @@ class Cut:
         """`by_row` by value."""
         return dict(zip(self.values, self.by_row, strict=True))
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """The axes of the layer."""
         return Layout.of_layer(self.layer)

@@ -17,6 +17,7 @@ from onnxcam.network.names import ACTIVATIONS, GRAM, POWER
 _DOUBLE = onnx.TensorProto.DOUBLE
 # the 1,024th power: of eigenvalues that are 2 % apart, the second one has vanished
 _SQUARINGS = 10
+LARGEST = 200  # rows of a matrix whose powers cost less than its eigenvectors
 
 
 def gram(*, by_places: bool, power: bool) -> onnx.ModelProto:
@@ -33,13 +34,21 @@ def gram(*, by_places: bool, power: bool) -> onnx.ModelProto:
     model.graph.name = "gram"
     model.graph.input.append(edit.info(ACTIVATIONS, onnx.TensorProto.FLOAT, ["N", "C", "h", "w"]))
     op = Builder(Graph(model))
-    values = op.Reshape(op.Cast(ACTIVATIONS, to=_DOUBLE), [0, 0, -1])
+    emit_gram(op, ACTIVATIONS, by_places=by_places, power=power)
+    outputs = [GRAM, POWER] if power else [GRAM]
+    model.graph.output.extend(edit.info(name, _DOUBLE, ["N", "n", "n"]) for name in outputs)
+    edit.add(model, op)
+    return model
+
+
+def emit_gram(op: Builder, activations: str, *, by_places: bool, power: bool) -> None:
+    """Emit `GRAM` and perhaps `POWER` of `gram` from a value float32 `[N, C, h, w]`."""
+    values = op.Reshape(op.Cast(activations, to=_DOUBLE), [0, 0, -1])
     # the means go first: of products of values far from zero, what differs would be lost
     centred = op.Sub(values, op.ReduceMean(values, [2], keepdims=1))
     turned = op.Transpose(centred, perm=[0, 2, 1])
     matrix = op.MatMul(turned, centred) if by_places else op.MatMul(centred, turned)
     op.Identity(matrix, name=GRAM)
-    outputs = [GRAM]
     if power:
         numbers = op.Range(0, op.Squeeze(op.Slice(op.Shape(matrix), [1], [2]), [0]), 1)
         diagonal = op.Cast(op.Equal(op.Unsqueeze(numbers, [0]), op.Unsqueeze(numbers, [1])), to=_DOUBLE)
@@ -49,7 +58,3 @@ def gram(*, by_places: bool, power: bool) -> onnx.ModelProto:
             share = op.Div(matrix, op.Max(trace, tiny))
             matrix = op.MatMul(share, share)
         op.Identity(matrix, name=POWER)
-        outputs.append(POWER)
-    model.graph.output.extend(edit.info(name, _DOUBLE, ["N", "n", "n"]) for name in outputs)
-    edit.add(model, op)
-    return model

@@ -9,7 +9,7 @@ SCORES, COTANGENT, GRADIENT, ACTIVATIONS, TARGET = (
 )
 # what the name of a map begins with, its method behind it
 MAP = "onnxcam.map."
-GRAM, POWER = "onnxcam.gram", "onnxcam.power"
+GRAM, POWER, MEAN = "onnxcam.gram", "onnxcam.power", "onnxcam.mean"
 DIRECTION, CURVATURE = "onnxcam.direction", "onnxcam.curvature"
 # layers by name: the picture itself, whose tail is the whole model; of a transformer, the output of its last block
 INPUT, BLOCK = "", "onnxcam.block"

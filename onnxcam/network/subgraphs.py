@@ -27,6 +27,7 @@ from onnxcam.graph.shape_inference import refresh
 from onnxcam.graph.tokens import window_of
 from onnxcam.graph.view import Graph
 from onnxcam.network.cut import Cut
+from onnxcam.network.gram import LARGEST, emit_gram
 from onnxcam.network.layout import Layout
 from onnxcam.network.names import (
     ACTIVATIONS,
@@ -35,8 +36,11 @@ from onnxcam.network.names import (
     CURVATURE,
     DIRECTION,
     GRADIENT,
+    GRAM,
     INPUT,
     MAP,
+    MEAN,
+    POWER,
     SCORES,
     TARGET,
 )
@@ -165,6 +169,41 @@ def input_gradient(network: Network, *, relu: str = "plain") -> onnx.ModelProto:
     target = edit.info(TARGET, onnx.TensorProto.INT64, [(graph.shape(picture) or ("N",))[0]])
     outputs = [_scores_info(network, graph, SCORES), _info(graph, picture, GRADIENT)]
     return _part(graph, op, [*_inputs(network, cut), target], outputs)
+
+
+def component(network: Network, layer: str, *, gradient: bool) -> onnx.ModelProto | None:
+    """Picture in; `SCORES` and of a layer what its first component over the places is computed from out.
+
+    That is `GRAM`, `POWER` (see `onnxcam.network.gram`) and `MEAN`, the mean over channels, float64 `[N, h, w]`.
+
+    Arguments:
+        gradient: of the layer times the gradient of a class's score: `TARGET`, int64 `[N]`, is an input too, of which
+            a negative one is the row's best class.
+
+    Returns:
+        None where there are more places than channels, or many, or how many is not known.
+    """
+    graph, cut, picture = network.graph, network.cut(layer), network.picture
+    value, rows = cut.layer.value, (graph.shape(picture.name) or ("N",))[0]
+    sides = [dim for dim in (graph.shape(value) or ())[1:] if isinstance(dim, int)]
+    if cut.layout.name != "NCHW" or len(sides) != 3:
+        return None
+    channels, height, width = sides
+    if height * width > min(channels, LARGEST) or graph.dtype(value) != onnx.TensorProto.FLOAT or not cut.flags[value]:
+        return None
+    op = Builder(graph)
+    flat, values, inputs = _emit_scores(network, op), value, [picture]
+    if gradient:
+        start, seed = score_cotangent(op, network.readout, flat, TARGET)
+        (da,) = sweep(op, start, seed, [value])
+        values = op.Mul(da, value)
+        inputs.append(edit.info(TARGET, onnx.TensorProto.INT64, [rows]))
+    op.dtype = onnx.TensorProto.DOUBLE
+    op.ReduceMean(op.Cast(values, to=onnx.TensorProto.DOUBLE), [1], keepdims=0, name=MEAN)
+    emit_gram(op, values, by_places=True, power=True)
+    outputs = [edit.info(MEAN, onnx.TensorProto.DOUBLE, [rows, height, width])]
+    outputs += [edit.info(name, onnx.TensorProto.DOUBLE, [rows, "n", "n"]) for name in (GRAM, POWER)]
+    return _part(graph, op, inputs, [_scores_info(network, graph, SCORES), *outputs])
 
 
 def activations(network: Network, layers: Iterable[str], *, scores: bool = True) -> onnx.ModelProto:

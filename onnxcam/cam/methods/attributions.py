@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.cam.buffer import Buffer
+from onnxcam.cam.normal_samples import NormalSamples
 from onnxcam.cam.registry import attribution
 from onnxcam.cam.resize import resize
 from onnxcam.cam.view import View
@@ -85,20 +86,22 @@ def integrated_gradients(view: View, steps: int = 50, baseline: Any = 0.0, rule:
     start = broadcast("baseline", baseline, x)
     way = x - start
     total = np.zeros(x.shape)
-    parts, shares, buffer = places.astype(np.float32), weights.astype(np.float32), Buffer(x.shape[1:])
+    parts, shares = places.astype(np.float32), weights.astype(np.float32)
+    buffer, product, from_zero = Buffer(x.shape[1:]), np.empty(x.shape[1:], np.float32), not start.any()
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         rows, at = np.divmod(np.arange(first, last), steps)
         points = buffer.rows(last - first)
         for point, row, part in zip(points, rows, parts[at], strict=True):
             np.multiply(way[row], part, out=point)
-            point += start[row]
+            if not from_zero:
+                point += start[row]
         return points, rows
 
     for first, last, gradients in whole_picture.differentiate(len(x) * steps, make):
         rows, at = np.divmod(np.arange(first, last), steps)
         for gradient, row, share in zip(gradients, rows, shares[at], strict=True):
-            total[row] += gradient * share
+            total[row] += np.multiply(gradient, share, out=product)
     return np.asarray(way * total, np.float32)
 
 
@@ -122,20 +125,13 @@ def smoothgrad(view: View, samples: int = 25, stdev: float | None = None, absolu
     span = x.max(axis=(1, 2, 3)) - x.min(axis=(1, 2, 3)) if stdev is None else None
     scale = np.full(rows, stdev, np.float32) if span is None else np.float32(0.15) * span
     total = np.zeros(x.shape)
-    noise: dict[int, np.ndarray] = {}
-    buffer = Buffer(x.shape[1:])
-
-    def drawn(sample: int) -> np.ndarray:
-        if sample not in noise:
-            noise.clear()  # samples come in order, a run may begin within one
-            noise[sample] = view.rng.standard_normal(x.shape[1:], dtype=np.float32)
-        return noise[sample]
+    noise, buffer = NormalSamples(view.rng, x.shape[1:]), Buffer(x.shape[1:])
 
     def make(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         sample, row = np.divmod(np.arange(first, last), rows)
         noisy = buffer.rows(last - first)
         for one, s, r in zip(noisy, sample.tolist(), row.tolist(), strict=True):
-            np.multiply(drawn(s), scale[r], out=one)
+            np.multiply(noise.sample(s), scale[r], out=one)
             one += x[r]
         return noisy, row
 

@@ -12,7 +12,7 @@ from onnxcam.cam.registry import layer_method
 from onnxcam.cam.view import View
 
 
-@layer_method("eigencam", gradient=False)
+@layer_method("eigencam", gradient=False, component=True)
 def eigencam(view: View) -> np.ndarray:
     """R V_0, R the rows A_S of the hw places minus their mean, V_0 its first right singular vector; whatever the class.
 
@@ -21,7 +21,7 @@ def eigencam(view: View) -> np.ndarray:
     return view.first_component(view.activations)
 
 
-@layer_method("eigengradcam")
+@layer_method("eigengradcam", component=True)
 def eigengradcam(view: View) -> np.ndarray:
     """As eigencam, of dA * A.  From pytorch-grad-cam."""
     return view.first_component(view.gradients * view.activations)

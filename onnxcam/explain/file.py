@@ -337,8 +337,9 @@ class FileSession:
             feeds = {manifest["input"]["name"]: part}
             if manifest["target"]["mode"] != "constant":
                 classes = target[done : done + len(part)]
-                fill = np.full(len(part) - len(classes), TOP1, np.int64)
-                feeds[manifest["target"]["name"]] = np.concatenate([classes, fill]) if len(fill) else classes
+                if len(classes) < len(part):
+                    classes = np.concatenate([classes, np.full(len(part) - len(classes), TOP1, np.int64)])
+                feeds[manifest["target"]["name"]] = classes
             done += len(part)
             run = _run_by_class if manifest["target"].get("rows") == manifests.SHARED else _run
             try:

@@ -320,10 +320,10 @@ _ROUNDING = 1e-7  # of the maximum: a float32 map does not tell less from 0
 def _between_extremes(values: Map, overwrite: bool) -> Map:
     """Each map minus its minimum, divided by its maximum then, see `normalize`."""
     result = values if overwrite and values.flags.c_contiguous else np.empty(values.shape, np.float32)
-    maps, results = (array.reshape(-1, *array.shape[-2:]) for array in (values, result))
+    maps, results = values.reshape(-1, *values.shape[-2:]), result.reshape(-1, *values.shape[-2:])
     for one, normalized in zip(maps, results, strict=True):  # map by map: they stay in the cache
-        lowest = one.min()
-        peak = one.max() - lowest
+        lowest = np.minimum.reduce(one, axis=None)
+        peak = np.maximum.reduce(one, axis=None) - lowest
         if lowest:
             one = np.subtract(one, lowest, out=normalized)
         np.divide(one, max(peak + min(_SMALL, _PART * peak), _TINY), out=normalized)

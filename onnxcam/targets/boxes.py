@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcam.errors import TargetAbsent, TargetError
-from onnxcam.targets.detections import CONFIDENCE, best_classes, detections
+from onnxcam.targets.detections import CONFIDENCE, best_class, best_classes, detections
 from onnxcam.targets.scalar_objectives import (
     BOX_EDGE,
     BOX_SCORE,
@@ -59,7 +59,7 @@ def of_candidate(
     """
     size, count = placement.input_size, task.count(len(row))
     edges = task.pixels(task.boxes.read(row, count)[candidate], size)
-    p = task.probabilities(row)[candidate]
+    p = task.probabilities_of(row, candidate)
     score = float(p[0] if task.labels is not None else p[class_index])
     subject = Subject(
         class_index,
@@ -86,14 +86,17 @@ def find(
 ) -> tuple[int, int, str | None]:
     """The candidate that a target means, its class, and a sentence about what is doubtful in it."""
     count = task.count(len(row))
-    classes, scores = best_classes(task, row)
-    if not count or (target.index is None and not (np.isnan(scores) | (scores > 0)).any()):
-        raise TargetAbsent("the model reports no box on this picture: there is nothing to explain")
+    nothing = TargetAbsent("the model reports no box on this picture: there is nothing to explain")
+    if not count:
+        raise nothing
     if target.index is not None:
         if target.index >= count:
             one = "one candidate, index 0" if count == 1 else f"{count:,} candidates, 0 to {count - 1}"
             raise TargetError(f"the box {target.index} is not one of this picture's; the model has {one}")
-        return target.index, int(classes[target.index]), None
+        return target.index, best_class(task, row, target.index), None
+    classes, scores = best_classes(task, row)
+    if not (np.isnan(scores) | (scores > 0)).any():
+        raise nothing
     reported = detections(task, row, placement.input_size, labels)
     matching = [one for one in reported if target.label is None or one.class_index == target.label]
     if target.label is not None and not matching:

@@ -73,6 +73,17 @@ def best_classes(task: Detect, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return classes.astype(np.int64), p[np.arange(len(p)), classes]
 
 
+def best_class(task: Detect, row: np.ndarray, candidate: int) -> int:
+    """The best class of one candidate, see `best_classes`."""
+    if task.labels is not None:
+        return int(np.rint(task.labels.read(row, task.count(len(row)))[candidate, 0]))
+    p = task.probabilities_of(row, candidate)
+    if task.background is not None:
+        p = p.copy()
+        p[task.background] = -np.inf
+    return int(p.argmax()) if len(p) else 0
+
+
 def suppress(boxes: np.ndarray, classes: np.ndarray, overlap: float, most: int) -> np.ndarray:
     """Greedy non-maximum suppression within each class.
 

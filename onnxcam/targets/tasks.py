@@ -59,9 +59,16 @@ class Slab:
 
     def columns(self, candidates: int) -> np.ndarray:
         """The columns of all candidates, int64 `[M, size]`."""
-        start = self.before * candidates
-        m, k = np.arange(candidates)[:, None], self.first + np.arange(self.size)[None]
-        return np.asarray(start + (k * candidates + m if self.components_first else m * self.width + k), np.int64)
+        m, k = np.arange(candidates)[:, None], np.arange(self.size)[None]
+        return np.asarray(self._place(m, k, candidates), np.int64)
+
+    def column(self, candidate: int, number: int, candidates: int) -> int:
+        """The column of one number of one candidate."""
+        return int(self._place(np.int64(candidate), np.int64(number), candidates))
+
+    def _place(self, m: Any, k: Any, candidates: int) -> Any:
+        k = self.first + k
+        return self.before * candidates + (k * candidates + m if self.components_first else m * self.width + k)
 
     def read(self, scores: np.ndarray, candidates: int) -> np.ndarray:
         """The numbers `[…, M, size]` from scores `[…, columns]`: a view where the layout allows."""
@@ -142,10 +149,17 @@ class Detect:
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """The score of each class, objectness included, float64 `[…, M, scores.size]` from scores `[…, columns]`."""
+        return self._probabilities(scores, slice(None))
+
+    def probabilities_of(self, scores: np.ndarray, candidate: int) -> np.ndarray:
+        """`probabilities` of one candidate, float64 `[…, scores.size]`: of thousands they take longer than its map."""
+        return self._probabilities(scores, candidate)
+
+    def _probabilities(self, scores: np.ndarray, candidates: Any) -> np.ndarray:
         m = self.count(scores.shape[-1])
-        p = activate(self.scores.read(scores, m), self.activation)
+        p = activate(self.scores.read(scores, m)[..., candidates, :], self.activation)
         if self.objectness is not None:
-            p = p * self.objectness.read(scores, m)
+            p = p * self.objectness.read(scores, m)[..., candidates, :]
         return p
 
     def terms(self, candidate: int, class_index: int, columns: int) -> np.ndarray:
@@ -153,9 +167,9 @@ class Detect:
         `activation`: one, or two where there is objectness; int64."""
         m = self.count(columns)
         place = 0 if self.labels is not None else class_index
-        terms = [int(self.scores.columns(m)[candidate, place])]
+        terms = [self.scores.column(candidate, place, m)]
         if self.objectness is not None:
-            terms.append(int(self.objectness.columns(m)[candidate, 0]))
+            terms.append(self.objectness.column(candidate, 0, m))
         return np.array(terms, np.int64)
 
     def describe(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from onnxcam.targets.detections import detections, iou, suppress
+from onnxcam.targets.detections import best_class, best_classes, detections, iou, suppress
 from onnxcam.targets.tasks import Detect, Slab
 
 
@@ -87,3 +87,37 @@ def test_boxes_without_an_area() -> None:
     np.testing.assert_array_equal(iou(boxes[0], boxes), [0, 0, 0])
     np.testing.assert_array_equal(suppress(boxes, np.zeros(3), 0.5, 10), [0, 1, 2])
     assert len(suppress(boxes, np.zeros(3), 0.5, 2)) == 2
+
+
+@pytest.mark.parametrize("components_first", [False, True])
+@pytest.mark.parametrize(
+    ("objectness", "activation", "background", "labels"),
+    [
+        (False, None, None, False),
+        (True, "sigmoid", None, False),
+        (False, "softmax", 2, False),
+        (False, None, None, True),
+    ],
+)
+def test_one_candidate_is_read_as_all_of_them_are(
+    components_first: bool, objectness: bool, activation: str | None, background: int | None, labels: bool
+) -> None:
+    """Its columns by where distinct numbers stand in the row, its scores and best class by those of all."""
+    count, classes = 7, 1 if labels else 4
+    width = 4 + objectness + classes + labels
+    first = 4 + objectness
+    task = Detect(
+        Slab(0, 4, width, 0, components_first), Slab(first, classes, width, 0, components_first), width, classes, count,
+        objectness=Slab(4, 1, width, 0, components_first) if objectness else None,
+        labels=Slab(first + 1, 1, width, 0, components_first) if labels else None,
+        activation=activation, background=background,
+    )  # fmt: skip
+    table = np.random.default_rng(width).permutation(count * width).reshape(count, width).astype(np.float32) / 8
+    row = (table.T if components_first else table).reshape(-1)
+    every, (best, _) = task.probabilities(row), best_classes(task, row)
+    for candidate in range(count):
+        np.testing.assert_allclose(task.probabilities_of(row, candidate), every[candidate], rtol=1e-14)
+        assert best_class(task, row, candidate) == best[candidate]
+        for index in range(classes):
+            expected = [table[candidate, first + index], *([table[candidate, 4]] if objectness else [])]
+            assert row[task.terms(candidate, index, len(row))].tolist() == expected

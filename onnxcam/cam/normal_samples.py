@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_KEPT = 16 << 20  # bytes
+_MOST = 16 << 20  # bytes
 
 
 class _Entry(NamedTuple):
@@ -54,5 +54,5 @@ class NormalSamples:
         self._drawn, self._index = self._rng.standard_normal(self._shape, dtype=np.float32), self._index + 1
         self._drawn.flags.writeable = False
         key, samples, _ = self._entry
-        if self._index == len(samples) and (len(samples) + 1) * self._drawn.nbytes <= _KEPT:
+        if self._index == len(samples) and (len(samples) + 1) * self._drawn.nbytes <= _MOST:
             self._entry = _latest = _Entry(key, (*samples, self._drawn), self._rng.bit_generator.state)

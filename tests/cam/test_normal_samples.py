@@ -16,7 +16,7 @@ def direct(seed: int, shape: tuple[int, ...], count: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kept", [0, 3 * 4 * 24, 1 << 20])
 def test_samples_are_those_of_the_generator_in_any_order(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normal_samples, "_KEPT", kept)
+    monkeypatch.setattr(normal_samples, "_MOST", kept)
     monkeypatch.setattr(normal_samples, "_latest", None)
     expected = direct(7, (2, 3, 4), 9)
     for order in ([0, 1, 1, 2, 3, 4, 5], [0, 2, 5, 3, 4, 8, 1, 0], range(9)):  # a run that failed is made again
@@ -33,7 +33,7 @@ def test_another_seed_or_shape_has_its_own_samples() -> None:
 
 
 def test_at_most_so_many_bytes_are_kept_and_they_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normal_samples, "_KEPT", 1000)
+    monkeypatch.setattr(normal_samples, "_MOST", 1000)
     first = NormalSamples(np.random.default_rng(3), (10, 10))
     values = [first.sample(index) for index in range(6)]
     latest = normal_samples._latest

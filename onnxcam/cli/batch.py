@@ -17,6 +17,7 @@ from onnxcam import runtime
 from onnxcam.cam.methods import Method, find
 from onnxcam.cam.registry import USUAL, default_method
 from onnxcam.cli import options, question_options, terminal
+from onnxcam.cli.errors import about
 from onnxcam.cli.progress import Progress
 from onnxcam.cli.question import MethodName, ask, check_early
 from onnxcam.cli.truth import BY_FOLDER, check_truth, lookup, table_bytes, truth_option
@@ -260,7 +261,8 @@ def batch(
     else:
         speed = (counts["rows"] - before) / max(summary["duration_s"], 1e-3)
         terminal.echo(
-            f"{folder}: {counts['rows']:,} rows in {summary['parts']:,} parts, {counts['explained']:,} explained, "
+            f"{folder}: {terminal.counted(counts['rows'], 'row')} in {terminal.counted(summary['parts'], 'part')}, "
+            f"{counts['explained']:,} explained, "
             f"{counts['failed']:,} failed; {counts['rows'] - before:,} now, in {summary['duration_s']:.1f} s "
             f"({speed:.3g}/s) on {explainer.providers[0]}; see {tables.SUMMARY}"
         )
@@ -353,7 +355,7 @@ def _write(job: Run, explain: Explain, engine: str, workers: int | None, find: C
     with Progress(job.listing.count, job.counts.rows, rate=True) as progress:
 
         def failed(path: str, error: str) -> None:
-            progress.note(f"Error: {error if path in error else f'{path!r}: {error}'}")
+            progress.note(f"Error: {about(path, error)}")
 
         write(
             job,

@@ -29,7 +29,7 @@ from onnxcam.errors import (
 DEBUG = "ONNXCAM_DEBUG"
 
 
-def about(name: str, error: Exception) -> str:
+def about(name: str, error: Exception | str) -> str:
     """An error about an input, which is named once."""
     text = str(error)
     return text if name in text else f"{name!r}: {text}"

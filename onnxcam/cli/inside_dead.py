@@ -101,7 +101,10 @@ def lines(results: Sequence[Dead], count: int) -> list[str]:
     """One line that answers, then a table of the layers that have dead channels."""
     observed, proven = sum(len(one.observed) for one in results), sum(len(one.proven) for one in results)
     channels = sum(one.channels for one in results)
-    where, some = f"{counted(channels, 'channel')} in {counted(len(results), 'layer')}", counted(count, "picture")
+    where, some = (
+        f"{terminal.counted(channels, 'channel')} in {terminal.counted(len(results), 'layer')}",
+        terminal.counted(count, "picture"),
+    )
     answer = f"None of {where} stays at or below 0 on {some}."
     if observed:
         of_them = f"of {proven} of them" if proven else "of none of them"
@@ -126,15 +129,10 @@ def lines(results: Sequence[Dead], count: int) -> list[str]:
         )
     unbounded = sum(not one.bounded for one in results)
     if unbounded:
-        text.append(f"No bounds are known for {counted(unbounded, 'layer')}, so nothing can be proven there.")
+        text.append(f"No bounds are known for {terminal.counted(unbounded, 'layer')}, so nothing can be proven there.")
     broken = [one for one in results if one.broken]
     if broken:
-        number = counted(sum(len(one.broken) for one in broken), "channel")
-        where = f"{counted(len(broken), 'layer')} ({broken[0].layer} first)"
+        number = terminal.counted(sum(len(one.broken) for one in broken), "channel")
+        where = f"{terminal.counted(len(broken), 'layer')} ({broken[0].layer} first)"
         text.append(f"{number} in {where} took values that are not finite: nothing is said of them.")
     return text
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: 1 layer, 2 layers."""
-    return f"{number} {noun}{'s' * (number != 1)}"

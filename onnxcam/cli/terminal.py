@@ -189,3 +189,8 @@ def _occupy(descriptor: int) -> None:
         os.dup2(null, descriptor)
         os.close(null)
     os.set_inheritable(descriptor, True)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 layer, 2,000 layers."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

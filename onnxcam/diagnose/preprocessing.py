@@ -185,7 +185,9 @@ def compare(explainer: Explainer, pictures: Sequence[Any], targets: Sequence[int
         InputError: not one target per picture, or no picture can be read.
         SettingError: the model's score is a quantity.
     """
-    explainer.terms.readout.require_probabilities("comparing preprocessings")
+    explainer.terms.readout.require_probabilities(
+        "comparing preprocessings", advice="compare its values on pictures of which you know them"
+    )
     if targets is not None and len(targets) != len(pictures):
         raise InputError(f"got {len(targets)} targets for {len(pictures)} pictures; give one for each")
     choices = candidates(explainer)

@@ -127,7 +127,9 @@ def evaluate(
             boxes=boxes, layer=layer, names=names, seed=seed, examples=examples, progress=progress, partial=partial,
             **options,
         )  # fmt: skip
-    explainer.terms.readout.require_probabilities("judging methods")
+    explainer.terms.readout.require_probabilities(
+        "judging methods", advice="`onnxcam check` compares its gradients with finite differences"
+    )
     box_table = None if boxes is None else box_files.checked(boxes)
     selected_metrics = select(metrics, boxes=box_table is not None)
     selected_methods = list(dict.fromkeys(usual() if methods is None else methods))

@@ -157,6 +157,7 @@ class Gallery:
         self._left_out = 0
         self._labels = False
         self._task: str | None = None
+        self._value = False
 
     def __enter__(self) -> Gallery:
         return self
@@ -184,7 +185,7 @@ class Gallery:
         confidence = one.predictions[0][2]
         self._confidences[one.state].append(float("nan") if confidence is None else confidence)
         self._labels = self._labels or one.truth is not None
-        self._task = one.task
+        self._task, self._value = one.task, one.value
         if fits:
             self._cards.write(_html(one, self.count - 1, link).encode("utf-8", "backslashreplace"))
         else:
@@ -234,13 +235,19 @@ class Gallery:
                 f"<p><b>{self._left_out} more pictures are not on this page</b>, which shows {MOST}: their files lie "
                 "beside it, and analysis_summary.json lists them.</p>"
             )
-        subject = _SUBJECTS.get(self._task or "", "class")
+        subject = _SUBJECTS.get(self._task or "", "value" if self._value else "class")
         legend = f"<p>Coloured where the picture speaks for the {subject}; hatched what the model never saw.</p>"
         return f'<h1>{escape(self._heading)}</h1><div class="tiles">{text}</div>{left}{legend}'
 
     def _tools(self) -> str:
         """The tools, which the script shows: without it they would do nothing."""
-        states = truth = ""
+        states = truth = predicted = ""
+        number, limits, orders = "Confidence", ' min="0" max="100"', ("least confident first", "most confident first")
+        unit = " %"
+        if self._value:
+            number, limits, orders, unit = "Value", "", ("lowest value first", "highest value first"), ""
+        else:
+            predicted = '<label>Predicted class<select id="predicted"><option value="">any</option></select></label>'
         if self._labels:
             choices = [("", "all"), (RIGHT, "✓ right"), (WRONG, "✗ wrong")]
             if self._confidences[UNKNOWN]:
@@ -252,14 +259,13 @@ class Gallery:
             states = f'<fieldset><legend>Prediction</legend><div class="choice">{radios}</div></fieldset>'
             truth = '<label>True class<select id="truth"><option value="">any</option></select></label>'
         return (
-            '<div class="tools" role="search" hidden>'
+            f'<div class="tools" role="search" data-scale="{1 if self._value else 100}" hidden>'
             '<label>Search (press /)<input id="search" type="search" placeholder="file or class"></label>'
-            f"{states}{truth}"
-            '<label>Predicted class<select id="predicted"><option value="">any</option></select></label>'
-            '<label>Confidence from %<input id="low" type="number" min="0" max="100" step="any"></label>'
-            '<label>to %<input id="high" type="number" min="0" max="100" step="any"></label>'
-            '<label>Order<select id="order"><option value="">as given</option><option value="low">least confident first'
-            '</option><option value="high">most confident first</option></select></label>'
+            f"{states}{truth}{predicted}"
+            f'<label>{number} from{unit}<input id="low" type="number"{limits} step="any"></label>'
+            f'<label>to{unit}<input id="high" type="number"{limits} step="any"></label>'
+            f'<label>Order<select id="order"><option value="">as given</option><option value="low">{orders[0]}</option>'
+            f'<option value="high">{orders[1]}</option></select></label>'
             '<button id="clear" type="button">Clear</button></div>'
             '<p class="count" role="status" hidden></p>'
         )
@@ -275,7 +281,7 @@ def _html(one: Card, place: int, link: str | None) -> str:
         "state": one.state,
         "truth": truth,
         "predicted": best[1],
-        "confidence": "" if one.value or best[2] is None else f"{best[2]:.6g}",
+        "confidence": "" if best[2] is None else f"{best[2]:.6g}",
         "text": words,
     }
     attributes = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in data.items())

@@ -187,7 +187,7 @@ def map_warnings(maps: Sequence[tuple[str, str | None]], scores: np.ndarray) -> 
         if blank.startswith(NO_EVIDENCE):
             _, _, why = blank.partition(": ")
             sentences.append(
-                f"the map of {label!r} is zero everywhere: nothing at this layer speaks for the class"
+                f"the map of {label!r} is zero everywhere: nothing at this layer speaks for it"
                 f"{f' ({why})' if why else ''}; try another layer or method"
             )
         else:

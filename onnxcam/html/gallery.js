@@ -4,7 +4,7 @@
   const tools = one(".tools"), list = one(".gallery"), count = one(".count"), none = one(".none");
   const cards = [...list.children];
   const text = one("#search"), truth = one("#truth"), predicted = one("#predicted"), order = one("#order");
-  const low = one("#low"), high = one("#high");
+  const low = one("#low"), high = one("#high"), scale = Number(tools.dataset.scale);
 
   const fill = (select, key) => {
     if (!select) return;
@@ -28,13 +28,13 @@
     const to = high.value === "" ? Infinity : Number(high.value);
     for (const card of cards) {
       const data = card.dataset;
-      const percent = data.confidence === "" ? NaN : 100 * Number(data.confidence);
-      const inside = (from === -Infinity && to === Infinity) || (percent >= from && percent <= to);
+      const number = data.confidence === "" ? NaN : scale * Number(data.confidence);
+      const inside = (from === -Infinity && to === Infinity) || (number >= from && number <= to);
       card.hidden = !(
         inside &&
         (!state || data.state === state) &&
         (!truth || !truth.value || data.truth === truth.value) &&
-        (!predicted.value || data.predicted === predicted.value) &&
+        (!predicted || !predicted.value || data.predicted === predicted.value) &&
         words.every((word) => data.text.includes(word))
       );
       card.tabIndex = -1;
@@ -48,7 +48,7 @@
   const sort = () => {
     const sign = { low: 1, high: -1 }[order.value];
     const place = (card) => Number(card.dataset.place);
-    const confidence = (card) => (card.dataset.confidence === "" ? 2 * sign : Number(card.dataset.confidence));
+    const confidence = (card) => (card.dataset.confidence === "" ? Infinity * sign : Number(card.dataset.confidence));
     cards.sort((a, b) => (sign ? sign * (confidence(a) - confidence(b)) : 0) || place(a) - place(b));
     list.append(...cards);
     apply();

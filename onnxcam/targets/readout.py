@@ -161,10 +161,11 @@ class Readout:
         """Whether each class is present or absent on its own."""
         return self.kind in (MULTILABEL, DETECTION)
 
-    def require_probabilities(self, setting: str, *, in_file: bool = False) -> None:
+    def require_probabilities(self, setting: str, *, in_file: bool = False, advice: str = "leave it out") -> None:
         """Refuse a setting that compares probabilities, where there are none.
 
         Arguments:
+            advice: what to do instead.
             in_file: whether the file itself compares them, which only has those of classes.
 
         Raises:
@@ -177,8 +178,7 @@ class Readout:
             )
         if self.numeric:
             raise SettingError(
-                f"{setting} compares probabilities, and this model's score is a quantity (kind {self.kind!r}); leave "
-                "it out"
+                f"{setting} compares probabilities, and this model's score is a quantity (kind {self.kind!r}); {advice}"
             )
 
     def require_classes(self, what: str) -> None:

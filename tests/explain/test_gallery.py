@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,29 @@ def test_by_keyboard_alone(written: Path) -> None:
             opened.keyboard.press(key)
             assert opened.evaluate(focus) == name
         assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than a phone"
+
+
+@pytest.mark.slow
+def test_values_of_a_regression_are_filtered_as_values(tmp_path: Path) -> None:
+    path = tmp_path / "values.html"
+    with Gallery("values") as pages:
+        for name, value in (("a.jpg", 250.0), ("b.jpg", -3.5), ("c.jpg", 0.25)):
+            pages.add(replace(one(name, (0, "weight", value), None), predictions=[(0, "weight", value)], value=True))
+        pages.write(path)
+    text = path.read_text(encoding="utf-8")
+    assert "speaks for the value" in text and "Predicted class" not in text and "Confidence" not in text
+    with page(path) as opened:
+        names = lambda: opened.eval_on_selector_all(  # noqa: E731
+            ".gallery > li:not([hidden]) h3", "all => all.map(one => one.textContent)"
+        )
+        opened.select_option("#order", "low")
+        assert names() == ["b.jpg", "c.jpg", "a.jpg"]
+        opened.select_option("#order", "high")
+        assert names() == ["a.jpg", "c.jpg", "b.jpg"]
+        opened.fill("#low", "0.2")
+        assert names() == ["a.jpg", "c.jpg"]
+        opened.fill("#high", "100")
+        assert names() == ["c.jpg"]
 
 
 def test_beyond_the_limit_pictures_are_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,9 +168,10 @@ def _classes(shift: Shift) -> str:
     head = "".join(f'<th class="number">{name}</th>' for name in names)
     table = f"<table><thead><tr><th>class</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     opened = " open" if len(rows) <= 12 else ""
+    some = "1 class" if len(rows) == 1 else f"{len(rows):,} classes"
     return (
         f"<h2>By class</h2><p>By the {which}, the most moved first.</p>"
-        f'<details{opened}><summary>{len(rows):,} classes</summary><div class="wide">{table}</div></details>{more}'
+        f'<details{opened}><summary>{some}</summary><div class="wide">{table}</div></details>{more}'
     )
 
 

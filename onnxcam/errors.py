@@ -26,6 +26,8 @@ Each message says what was got, what was expected, and what to do.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
 
 
 class OnnxcamError(Exception):
@@ -104,37 +106,109 @@ class DependencyError(RuntimeUnavailable):
     """A library is missing or broken."""
 
 
+_LONGEST = 200  # characters of a name that are compared
+_CLOSE = 0.75  # the ratio of what is hardly more than a slip
+
+
 def nearest(name: str, candidates: Iterable[str], count: int = 5) -> list[str]:
     """Return up to `count` candidates most similar to `name`, best first; the first `count` if none is similar.
 
     Those with all of its words come first (`cat`: `tabby cat`, not `catamaran`), then those with a word that begins
     with it, those that contain it, those with a similar word, and those that are similar as a whole.
     """
-    import difflib  # needed for error messages only
-    import re
-
     pool = list(dict.fromkeys(candidates))
-    text = name.strip().lower()
-    words = {candidate: re.findall(r"[^\W_]+", candidate.lower()) for candidate in pool}
-    query = set(re.findall(r"[^\W_]+", text))
-    whole = [c for c in pool if query and query <= set(words[c])]
-    ordered = sorted(whole, key=lambda c: len(words[c]))
+    names, text = _names(tuple(pool)), name[:_LONGEST].strip().lower()
+    query = set(_words(text))
+    whole = [c for c in pool if query and query <= set(names.words[c])]
+    ordered = sorted(whole, key=lambda c: len(names.words[c]))
     if text:
-        ordered += [c for c in pool if any(word.startswith(text) for word in words[c])]
-        ordered += [c for c in pool if text in c.lower()]
-    by_word: dict[str, list[str]] = {}
-    by_lower_case: dict[str, list[str]] = {}
-    for candidate in pool:
-        by_lower_case.setdefault(candidate.lower(), []).append(candidate)
-        for word in words[candidate]:
-            by_word.setdefault(word, []).append(candidate)
-    for match in difflib.get_close_matches(text, by_lower_case, n=count, cutoff=0.75):
-        ordered += by_lower_case[match]
-    for match in difflib.get_close_matches(text, by_word, n=count, cutoff=0.75):
-        ordered += by_word[match]
-    for match in difflib.get_close_matches(text, by_lower_case, n=count, cutoff=0.4):
-        ordered += by_lower_case[match]
+        containing = [c for c in pool if text in c.lower()]
+        ordered += [c for c in containing if any(word.startswith(text) for word in names.words[c])]
+        ordered += containing
+    if len(set(ordered)) < count:
+        similar = _similar(text, names, names.by_lower_case, count, 0.4)
+        for ratio, match in similar:
+            ordered += names.by_lower_case[match] if ratio >= _CLOSE else ()
+        for _, match in _similar(text, names, names.by_word, count, _CLOSE):
+            ordered += names.by_word[match]
+        for _, match in similar:
+            ordered += names.by_lower_case[match]
     return list(dict.fromkeys(ordered))[:count] or pool[:count]
+
+
+def _words(text: str) -> list[str]:
+    import re  # as difflib, needed for error messages only
+
+    return re.findall(r"[^\W_]+", text)
+
+
+class _Names(NamedTuple):
+    """Names to choose from: their words; the names by their lower case and by word; of each of these its letters."""
+
+    words: dict[str, list[str]]
+    by_lower_case: dict[str, list[str]]
+    by_word: dict[str, list[str]]
+    letters: dict[str, int]  # as bits
+    alphabet: dict[str, int]  # the bit of each letter
+
+
+@lru_cache(4)  # those who ask a server for what it has not got ask the same lists
+def _names(names: tuple[str, ...]) -> _Names:
+    words = {name: _words(name.lower()) for name in names}
+    by_lower_case: dict[str, list[str]] = {}
+    by_word: dict[str, list[str]] = {}
+    for name in names:
+        by_lower_case.setdefault(name.lower(), []).append(name)
+        for word in words[name]:
+            by_word.setdefault(word, []).append(name)
+    alphabet: dict[str, int] = {}
+    letters = dict.fromkeys([*by_lower_case, *by_word], 0)
+    for name in letters:
+        for letter in set(name):
+            letters[name] |= alphabet.setdefault(letter, 1 << len(alphabet))
+    return _Names(words, by_lower_case, by_word, letters, alphabet)
+
+
+def _similar(text: str, names: _Names, among: Iterable[str], count: int, cutoff: float) -> list[tuple[float, str]]:
+    """The names of `difflib.get_close_matches` with their ratios, best first, in a fraction of its time.
+
+    Letters in common bound the ratio from above, so names are compared in the order of their bounds, until none that is
+    left can be among the best.
+    """
+    import difflib
+    import heapq
+    from collections import Counter
+
+    own, repeated, size = 0, [], len(text)
+    for letter, number in Counter(text).items():
+        own |= names.alphabet.get(letter, 0)
+        if number > 1:
+            repeated.append((letter, number))
+    bounds = []
+    for name in among:
+        length = size + len(name)
+        if 2.0 * min(size, length - size) < cutoff * length:
+            continue
+        common = (own & names.letters[name]).bit_count()
+        for letter, number in repeated:
+            common += max(min(number, name.count(letter)) - 1, 0)
+        bound = 2.0 * common / length if length else 1.0
+        if bound >= cutoff:
+            bounds.append((bound, name))
+    bounds.sort(reverse=True)
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(text)
+    best: list[tuple[float, str]] = []  # a heap, the least of them first
+    for bound, name in bounds:
+        if len(best) == count and bound < best[0][0]:
+            break
+        matcher.set_seq1(name)
+        ratio = matcher.ratio()
+        if ratio >= cutoff and len(best) < count:
+            heapq.heappush(best, (ratio, name))
+        elif ratio >= cutoff:
+            heapq.heappushpop(best, (ratio, name))
+    return sorted(best, reverse=True)
 
 
 def listing(names: Iterable[str], limit: int = 10) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -239,6 +240,38 @@ def test_a_server_starts_without_onnx(tiny: Path) -> None:
     code = f"import sys; import onnxcam.server.run; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such setting")
+def test_threads_of_a_server_share_heaps() -> None:
+    code = (
+        "import ctypes, os, sys, tempfile, threading\n"
+        "from onnxcam.server.run import share_heaps\n"
+        "assert sys.argv[1] == 'by itself' or share_heaps(3)\n"
+        "c = ctypes.CDLL(None)\n"
+        "c.malloc.restype = c.fopen.restype = ctypes.c_void_p\n"
+        "barrier = threading.Barrier(12)\n"
+        "def allocate():\n"
+        "    barrier.wait()\n"
+        "    assert all(c.malloc(ctypes.c_size_t(100_000)) for _ in range(20))\n"
+        "    barrier.wait()\n"
+        "threads = [threading.Thread(target=allocate) for _ in range(12)]\n"
+        "[thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
+        "with tempfile.NamedTemporaryFile() as file:\n"
+        "    stream = ctypes.c_void_p(c.fopen(file.name.encode(), b'w'))\n"
+        "    c.malloc_info(0, stream); c.fclose(stream)\n"
+        "    print(file.read().count(b'<heap nr='))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "MALLOC_ARENA_MAX"}
+    heaps = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", code, how], capture_output=True, text=True, check=True, env=environment
+            ).stdout
+        )
+        for how in ("by itself", "shared")
+    }
+    assert heaps["shared"] <= 3 < heaps["by itself"], heaps
 
 
 def test_the_package_needs_no_library_of_the_server_until_an_app_is_made(tiny: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcam.image.geometry import sum_cells
+from onnxcam.image.opencv import import_cv2
 
 BORDER = 0.1  # width of the frame whose share of the energy is a statistic, as a part of each side
 PEAK = 0.5  # the height of a peak, as a part of the maximum
@@ -112,28 +113,5 @@ def _inside(side: int) -> np.ndarray:
 
 
 def _regions(mask: np.ndarray) -> int:
-    """The number of 8-connected regions: runs along the rows, less one for each time two of different regions meet."""
-    edges = np.zeros((len(mask), mask.shape[1] + 1), np.int8)
-    edges[:, :-1] = mask
-    edges[:, 1:] -= mask
-    rows, starts = (indices.tolist() for indices in np.nonzero(edges > 0))
-    stops = np.nonzero(edges < 0)[1].tolist()
-    parent = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    count, above = len(rows), 0
-    for run, row in enumerate(rows):
-        while rows[above] < row - 1 or (rows[above] < row and stops[above] < starts[run]):
-            above += 1
-        near = above
-        while rows[near] < row and starts[near] <= stops[run]:
-            one, other = root(near), root(run)
-            count -= one != other
-            parent[one] = other
-            near += 1
-    return count
+    """The number of 8-connected regions of bool `[h, w]`."""
+    return int(import_cv2().connectedComponents(mask.view(np.uint8), connectivity=8)[0]) - 1  # that around them counts

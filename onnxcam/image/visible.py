@@ -24,6 +24,7 @@ Size = tuple[int, int]
 _LIGHT, _GREY, _STEP = 0.3, 162, 52
 # of a picture's longer side: the distance between lines, so that they show at any size
 _DISTANCE = 1 / 32
+_TABLE = 1 << 19  # bytes of lines that are kept for the next picture
 # the levels that stand for hidden pixels in a grey map with a palette, see `Marks.levels`, and the greys that show them
 HIDDEN, LINE, BLACK, WHITE = range(4)
 _GREYS = 208, 164, 24, 255
@@ -130,7 +131,8 @@ class Marks(NamedTuple):
         source = pixels if source is None else source
         for part in within(self.hidden, first, len(pixels)):
             place = slice(part.y0 - first, part.y1 - first), slice(part.x0, part.x1)
-            lines = self._lines(part, 3)
+            lines = self._lines(part, 3).copy()
+            # not into `pixels` itself: whether operand and result are one changes how OpenCV rounds a row's last pixels
             pixels[place] = import_cv2().addWeighted(
                 source[place], _LIGHT, lines, -_STEP, (1 - _LIGHT) * _GREY, dst=lines
             )
@@ -150,11 +152,15 @@ class Marks(NamedTuple):
         return levels
 
     def _lines(self, part: Rectangle, channels: int = 1) -> Pixels:
-        """Slanting lines of 1 on 0 over a part of the picture, uint8 [h, w, channels]."""
-        table = _rows_of_lines(part.x0, part.x1, channels, self.distance, self.thickness)
+        """Slanting lines of 1 on 0 over a part of the picture, uint8 [h, w, channels], not to be written to."""
+        height, first = part.y1 - part.y0, part.y0 % self.distance
+        periods = 1 << (-(-(first + height) // self.distance) - 1).bit_length()  # a power of 2: few different tables
+        if periods * self.distance * (part.x1 - part.x0) * channels <= _TABLE:
+            rows = _rows_of_lines(part.x0, part.x1, channels, self.distance, self.thickness, periods)
+            return rows[first : first + height]
+        rows = _rows_of_lines(part.x0, part.x1, channels, self.distance, self.thickness, 1)
         # no index is out of bounds; with mode="clip" numpy gathers rows without a copy
-        rows = table.take(np.arange(part.y0, part.y1) % self.distance, axis=0, mode="clip")
-        return rows.reshape(part.y1 - part.y0, part.x1 - part.x0, channels)
+        return rows.take(np.arange(part.y0, part.y1) % self.distance, axis=0, mode="clip")
 
 
 @lru_cache(64)
@@ -176,10 +182,13 @@ def _marks(size: Size, visible: tuple[Rectangle, ...]) -> Marks:
 
 
 @lru_cache(16)
-def _rows_of_lines(start: int, stop: int, channels: int, distance: int, thickness: int) -> Pixels:
-    """The rows of which slanting lines of 1 on 0 consist in these columns, uint8 [distance, columns * channels]."""
+def _rows_of_lines(start: int, stop: int, channels: int, distance: int, thickness: int, periods: int) -> Pixels:
+    """Slanting lines of 1 on 0 in these columns, uint8 [periods * distance, columns, channels]."""
     columns, rows = np.arange(start, stop), np.arange(distance)[:, None]
-    return np.repeat((columns + rows) % distance < thickness, channels, axis=1).astype(np.uint8)
+    table = ((columns + rows) % distance < thickness).astype(np.uint8)[..., None]
+    lines = np.tile(np.repeat(table, channels, axis=2), (periods, 1, 1))
+    lines.flags.writeable = False  # shared by all callers
+    return lines
 
 
 def within(parts: Iterable[Rectangle], first: int, count: int) -> Iterator[Rectangle]:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from onnxcam.explain.statistics import cells_of, describe, of_cells
 from onnxcam.image.geometry import Geometry, normalize, resize_map
@@ -42,6 +43,15 @@ def test_two_corners() -> None:
     assert statistics["centroid"] == pytest.approx([0.5, 0.5])
     assert statistics["spread"] == pytest.approx(np.hypot(3.5, 3.5) / 8)
     assert statistics["border"] == pytest.approx(1 - 0.2 * 0.2)  # a cell is 0.125 wide, 0.025 of it inside the frame
+
+
+def test_peaks_are_the_regions_that_scipy_finds() -> None:
+    rng = np.random.default_rng(4)
+    for size in [(1, 1), (1, 9), (32, 32), (5, 31)] * 20:
+        heatmap = rng.random(size) ** rng.uniform(0.2, 4)
+        for one in (heatmap, np.asfortranarray(heatmap)):
+            expected = scipy.ndimage.label(one >= 0.5 * one.max(), np.ones((3, 3)))[1]
+            assert of_cells(one)["peaks"] == expected
 
 
 def test_gini_and_entropy_by_their_definitions() -> None:

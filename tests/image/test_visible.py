@@ -132,6 +132,24 @@ def test_a_coloured_map_shows_the_marks_in_greys_of_their_own(colormap):
     assert (colors[~inside] == colors[~inside][:, :1]).all(), "greys"
 
 
+@pytest.mark.parametrize("size", [(90, 130), (700, 900), (900, 700)])
+def test_hidden_pixels_are_dimmed_and_hatched(size):
+    """By hand, in whole numbers: 0.3 of the pixel and 0.7 of a grey, lines darker by 52, rounded."""
+    pixels, visible = noise(*size), [Rectangle(size[1] // 4, 0, size[1] // 2, size[0] * 3 // 4)]
+    marks = Marks.of(size, visible)
+    y, x = np.indices(size)
+    lines = (x + y) % marks.distance < marks.thickness
+    expected = np.rint(0.3 * pixels.astype(np.float64) + 113.4 - 52 * lines[..., None])
+    framed = np.zeros(size, bool)
+    for part, _ in marks.frame:
+        framed[part.y0 : part.y1, part.x0 : part.x1] = True
+    apart = np.concatenate([marks.draw(pixels[k : k + 33].copy(), None, k) for k in range(0, size[0], 33)])
+    for drawn in (marks.draw(pixels.copy()), apart, marks.draw(np.zeros_like(pixels), pixels)):
+        plain = ~framed & ~mask(size, visible)
+        assert np.abs(drawn[plain] - expected[plain]).max() <= 1 and (drawn[plain] == expected[plain]).mean() > 0.99
+    np.testing.assert_array_equal(marks.levels(np.zeros(size, np.uint8))[~framed & ~mask(size, visible)], lines[plain])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 900), (900, 7), (32, 32), (600, 800)])
 def test_marks_fit_any_size(size):
     visible = [Rectangle(0, 0, max(size[1] // 2, 1), max(size[0] // 2, 1))]

@@ -86,18 +86,26 @@ class Preparation(NamedTuple):
             preprocess = replace(preprocess, value_range=stated)
         return cls(entry, preprocess, displayed)
 
-    def prepare(self, picture: Any, *, color: str = "RGB", max_pixels: int | None = image.MAX_PIXELS) -> Prepared:
+    def prepare(
+        self,
+        picture: Any,
+        *,
+        color: str = "RGB",
+        header: image.Header | None = None,
+        max_pixels: int | None = image.MAX_PIXELS,
+    ) -> Prepared:
         """Read one picture and make it a batch of one row, see `onnxcam.Explainer.prepare`.
 
         Arguments:
             picture, color: as in `onnxcam.Explainer.explain`.
+            header: of encoded bytes, where it is known.
             max_pixels: refuse encoded pictures of more pixels before anything is decoded; None for no limit.
 
         Raises:
             PreprocessError: neither the file nor the caller says how pictures become tensors.
             PictureError: it cannot be read.
         """
-        loaded = self.read(picture, color=color, max_pixels=max_pixels)
+        loaded = self.read(picture, color=color, header=header, max_pixels=max_pixels)
         if loaded.tensor is not None:
             size = loaded.size
             return loaded, loaded.tensor, image.Geometry(size, size, (0, 0), size)

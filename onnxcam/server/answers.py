@@ -41,8 +41,11 @@ def answer(
         files: of `FILES`.
         style: of the pictures.
     """
-    probabilities = prediction.probabilities[0]
-    top = model.top(probabilities, count)
+    rows, explanation = prediction.explained, None
+    if rows is not None:
+        explanation = rows.maps[0].explanation(rows.start, prepared[0], prepared[2])
+    known = () if explanation is None else explanation.predictions
+    top = model.top(prediction.probabilities[0], count, known)
     content: dict[str, Any] = {
         "model": model.name,
         "prediction": top[0]["class_name"],
@@ -57,12 +60,9 @@ def answer(
         "visible": None,
         "warnings": list(model.explainer.warnings),
     }
-    if prediction.explained is None:
+    if rows is None or explanation is None:
         content |= dict.fromkeys(empty_fields(files))
         return content
-    rows = prediction.explained
-    picture, _, geometry = prepared
-    explanation = rows.maps[0].explanation(rows.start, picture, geometry)
     content["target"] = {
         "class_name": explanation.label,
         "class_index": explanation.target,
@@ -75,7 +75,7 @@ def answer(
     content["warnings"] = list(explanation.warnings)
     content.update(dict(pictures_of(explanation, files, style)))
     if "map" in files:
-        content |= layer_map(rows, geometry)
+        content |= layer_map(rows, prepared[2])
     return content
 
 

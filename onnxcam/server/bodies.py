@@ -40,11 +40,13 @@ class Submission(NamedTuple):
         picture: encoded.
         options: by name; texts where they come from a form or a query.
         textual: whether they do.
+        header: of the picture; None where it cannot be read, of which `onnxcam.image.load` reports the reason.
     """
 
     picture: bytes
     options: dict[str, Any]
     textual: bool = False
+    header: image.Header | None = None
 
 
 async def read(request: Request, limit: int, timeout: float) -> bytes:
@@ -148,13 +150,13 @@ def take_apart(body: bytes, content_type: str, query: Mapping[str, str], limit: 
             f"the body is {kind[:100]!r}; expected {JSON}, {MULTIPART}, or the encoded picture as image/png, "
             "image/jpeg, ... or application/octet-stream",
         )
-    check_picture(submission.picture, limit)
+    submission = submission._replace(header=check_picture(submission.picture, limit))
     if not query:
         return submission
     twice = [name for name in query if name in submission.options]
     if twice:
         raise Refusal(422, f'"{twice[0][:100]}" is in the URL and in the body; leave one of them out')
-    return submission._replace(options=submission.options | dict(query), textual=submission.textual)
+    return submission._replace(options=submission.options | dict(query))
 
 
 _NO_PICTURE = (
@@ -163,8 +165,11 @@ _NO_PICTURE = (
 )
 
 
-def check_picture(data: bytes, limit: int) -> None:
+def check_picture(data: bytes, limit: int) -> image.Header | None:
     """Refuse a picture of more pixels than the limit, by its header alone; what is no picture fails when it is read.
+
+    Returns:
+        the header; None of what is no picture.
 
     Raises:
         Refusal: 413.
@@ -176,6 +181,7 @@ def check_picture(data: bytes, limit: int) -> None:
             f"the picture has {header.width}x{header.height} = {header.pixels:,} pixels, and the server takes at most "
             f"{limit:,}; scale it down, or raise --max-pixels",
         )
+    return header
 
 
 def parse_json(body: bytes) -> Any:

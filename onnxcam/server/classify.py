@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from starlette.requests import Request
@@ -33,6 +33,7 @@ _TOP = 5
 _UNTOLD = 1 << 31  # classes of a detector that does not tell how many it has
 _OPTIONS = ("model", "top_k", "layer", "method", "files", "when", "normalize", "colormap", "alpha")
 _CLASS = ("class_name", "class_index")
+_ASKS, _LONGEST_ASK = 256, 1000  # in memory: most requests ask the same few; characters of one
 
 
 @dataclass(frozen=True)
@@ -58,41 +59,65 @@ class Ask:
 
 def routes(state: State) -> list[BaseRoute]:
     """The routes of the two habits."""
+    readers = [Reader(state, of_class) for of_class in (False, True)]
     return [
-        Route(PREDICT, partial(_endpoint, state, False), methods=["POST"], name="predict_with_gradcam"),
-        Route(ANALYZE, partial(_endpoint, state, True), methods=["POST"], name="analyze_class"),
+        Route(path, partial(_endpoint, state, reader), methods=["POST"], name=path[1:])
+        for path, reader in zip((PREDICT, ANALYZE), readers, strict=True)
     ]
 
 
-async def _endpoint(state: State, of_class: bool, request: Request) -> Response:
+class Reader:
+    """What requests of one route ask; equal options that are texts, as in URLs and forms, are read once.
+
+    Arguments:
+        state: of the server.
+        of_class: whether the class is named that is explained.
+    """
+
+    def __init__(self, state: State, of_class: bool) -> None:
+        self._state, self._of_class = state, of_class
+        self._read = lru_cache(_ASKS)(
+            lambda options: read_options(state, Submission(b"", dict(options), True), of_class)
+        )
+
+    def __call__(self, submission: Submission) -> Ask:
+        """As `read_options`."""
+        options = submission.options
+        plain = submission.textual and all(type(value) is str for value in options.values())
+        if not plain or sum(map(len, options)) + sum(map(len, options.values())) > _LONGEST_ASK:
+            return read_options(self._state, submission, self._of_class)
+        return self._read(tuple(options.items()))
+
+
+async def _endpoint(state: State, read: Reader, request: Request) -> Response:
     state.scheduler.check()
     settings = state.settings
     body = await bodies.read(request, settings.max_body, settings.timeout)
     size = len(body)
     content_type, query = request.headers.get("content-type", ""), request.query_params
-    parse: Callable[[], tuple[Submission, Ask]] = partial(_parse, state, of_class, body, content_type, query)
+    parse: Callable[[], tuple[Submission, Ask]] = partial(_parse, state, read, body, content_type, query)
     parsed = parse() if bodies.is_small(body) else None
     del body
     scope = request.scope
 
     def work(attempt: Attempt) -> bytes:
         submission, ask = parsed or parse()
-        return _answer(state, submission.picture, ask, scope, attempt)
+        return _answer(state, submission, ask, scope, attempt)
 
     return responses.json(await state.scheduler.submit(work, size=size, receive=request.receive))
 
 
 def _parse(
-    state: State, of_class: bool, body: bytes, content_type: str, query: Mapping[str, str]
+    state: State, read: Reader, body: bytes, content_type: str, query: Mapping[str, str]
 ) -> tuple[Submission, Ask]:
     submission = bodies.take_apart(body, content_type, query, state.settings.max_pixels)
-    return submission, read_options(state, submission, of_class)
+    return submission, read(submission)
 
 
-def _answer(state: State, picture: bytes, ask: Ask, scope: MutableMapping[str, Any], attempt: Attempt) -> bytes:
+def _answer(state: State, submission: Submission, ask: Ask, scope: MutableMapping[str, Any], attempt: Attempt) -> bytes:
     """Read, predict, explain and draw, in a worker thread."""
-    model = ask.model
-    prepared = model.prepare(picture, state.settings.max_pixels)
+    model, picture = ask.model, submission.picture
+    prepared = model.prepare(picture, state.settings.max_pixels, submission.header)
     attempt.check()
     if model.task is not None:
         prediction, explanation = scalars.predict(model, prepared, ask.question, ask.when, attempt.check)

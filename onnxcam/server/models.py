@@ -90,6 +90,7 @@ class Model:
     ) -> None:
         self.name = name
         self.explainer = explainer
+        self.readout = explainer.terms.readout
         self.when = when
         self.calibration = of_manifest(explainer.manifest)
         self._conditions = lru_cache(64)(
@@ -99,6 +100,7 @@ class Model:
         self._ask = lru_cache(_QUESTIONS)(self._parse)
         self._opening = threading.Lock()
         self._head_ready = not at_once
+        self._places = threading.BoundedSemaphore(places)
         self.set_rows(rows, places)
 
     def set_rows(self, rows: int, places: int) -> None:
@@ -117,7 +119,7 @@ class Model:
     @property
     def task(self) -> str | None:
         """What a model that is no classifier does, one of `onnxcam.targets.tasks.TASKS`; None of a classifier."""
-        task = self.explainer.terms.readout.task
+        task = self.readout.task
         return None if task is None else task.name
 
     @property
@@ -148,13 +150,18 @@ class Model:
         """
         return self._conditions(when) if isinstance(when, str) else read_condition(when)
 
-    def prepare(self, data: Any, max_pixels: int | None = image.MAX_PIXELS) -> Prepared:
+    def prepare(
+        self, data: Any, max_pixels: int | None = image.MAX_PIXELS, header: image.Header | None = None
+    ) -> Prepared:
         """Read a picture, as `onnxcam explain` does, and make it a batch of one row.
+
+        Arguments:
+            header: of the picture, where it is known.
 
         Raises:
             PreprocessError, PictureError: as their names say.
         """
-        return self.explainer.preparation.prepare(data, max_pixels=max_pixels)
+        return self.explainer.preparation.prepare(data, header=header, max_pixels=max_pixels)
 
     def predict(
         self, question: Question | None, when: Condition | bool, batch: np.ndarray, progress: Progress | None = None
@@ -174,10 +181,10 @@ class Model:
             rows = self.maps(question, batch, progress)
             return Prediction(rows.probabilities, rows.scores, np.ones(len(batch), bool), rows)
         scores = self.scores(batch)
-        probabilities = self.explainer.terms.readout.probabilities(scores)
+        probabilities = self.readout.probabilities(scores)
         fired = np.zeros(len(batch), bool)
         if question is not None and not isinstance(when, bool):
-            fired = fires(when, probabilities, self.explainer.terms.readout, self.calibration, scores)
+            fired = fires(when, probabilities, self.readout, self.calibration, scores)
         if question is None or not fired.any():
             return Prediction(probabilities, scores, fired, None)
         if not fired.all():
@@ -196,7 +203,8 @@ class Model:
                 threading.Thread(target=self._open_head, name="onnxcam-server-head", daemon=False).start()
             return scores
         if self.rows == 1:
-            return self.explainer.batch_scores(batch)
+            with self._places:
+                return self.explainer.batch_scores(batch)
         return self._scored((batch.shape[1:], batch.dtype.str), batch)
 
     def maps(self, question: Question, batch: np.ndarray, progress: Progress | None = None) -> Rows:
@@ -204,7 +212,8 @@ class Model:
         question.check_rows(len(batch))
         together = self.rows > 1 and len(batch) < self.rows and not question.alone
         if not together or not (question.of_classes or question.top is not None):
-            return Rows(self.explainer.batch_maps(question, batch, progress), 0, len(batch))
+            with self._places:
+                return Rows(self.explainer.batch_maps(question, batch, progress), 0, len(batch))
         return self._mapped((_form(question), batch.shape[1:], batch.dtype.str), (question, batch))
 
     def _open_head(self) -> None:
@@ -237,23 +246,30 @@ class Model:
             start += len(batch)
         return rows
 
-    def top(self, probabilities: np.ndarray, count: int) -> list[dict[str, Any]]:
-        """The best classes of one row, as answers name them; of a regression its `value`, which is no confidence."""
-        if self.explainer.terms.readout.numeric:
+    def top(
+        self, probabilities: np.ndarray, count: int, known: Sequence[tuple[int, str, float]] = ()
+    ) -> list[dict[str, Any]]:
+        """The best classes of one row, as answers name them; of a regression its `value`, which is no confidence.
+
+        Arguments:
+            probabilities: `[classes]`.
+            count: how many.
+            known: the best of them, as an `Explanation` has them.
+        """
+        if self.readout.numeric:
             return [
                 {"rank": k + 1, "class_name": name_of(k, self.labels), "class_index": k, "confidence": None}
                 | {"value": float(value)}
                 for k, value in enumerate(probabilities[:count])
             ]
-        best = best_classes(probabilities, count).tolist()
+        if count <= len(known):
+            best = list(known[:count])
+        else:
+            indices = best_classes(probabilities, count).tolist()
+            best = [(index, name_of(index, self.labels), float(probabilities[index])) for index in indices]
         return [
-            {
-                "rank": rank,
-                "class_name": name_of(index, self.labels),
-                "class_index": index,
-                "confidence": float(probabilities[index]),
-            }
-            for rank, index in enumerate(best, start=1)
+            {"rank": rank, "class_name": label, "class_index": index, "confidence": p}
+            for rank, (index, label, p) in enumerate(best, start=1)
         ]
 
     def calibrated(self, scores: np.ndarray, count: int) -> dict[str, Any]:
@@ -265,8 +281,8 @@ class Model:
         """
         if self.calibration is None:
             return {}
-        readout = self.explainer.terms.readout
-        p, inside = self.calibration.probabilities(scores, readout)[0], self.calibration.sets(scores, readout)[0]
+        p = self.calibration.probabilities(scores, self.readout)[0]
+        inside = self.calibration.sets(scores, self.readout)[0]
         members = [int(index) for index in np.argsort(-p, kind="stable") if inside[index]]
         return {
             "calibrated": self.top(p, count),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 import onnxcam
 from onnxcam.explain.explainer import Explainer
-from onnxcam.server import gain
+from onnxcam.server import create_app, gain
 from onnxcam.server.batching import Batcher
 from onnxcam.server.models import Model
 from onnxcam.server.scheduler import Scheduler
@@ -195,3 +196,40 @@ def test_predictions_alone_compute_no_gradient(tiny: Explainer, monkeypatch: pyt
     assert model.predict(model.question({}), model.condition("confidence < 0"), batch).explained is None
     assert model.predict(model.question({}), model.condition("never"), batch).explained is None
     assert model.predict(None, True, batch).explained is None
+
+
+@pytest.mark.parametrize("when", ["always", "never"])
+def test_a_model_runs_as_often_side_by_side_as_it_has_places(
+    tiny: Explainer, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads beyond that read and draw meanwhile."""
+    name = "batch_maps" if when == "always" else "batch_scores"
+    lock, running, most, inner = threading.Lock(), [0], [0], getattr(Explainer, name)
+
+    def run(self: Explainer, *args: Any) -> Any:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        threading.Event().wait(0.01)
+        try:
+            return inner(self, *args)
+        finally:
+            with lock:
+                running[0] -= 1
+
+    monkeypatch.setattr(Explainer, name, run)
+    for places in (1, 2):
+        model, most[0] = Model("tiny", tiny, when, places=places), 0
+        with ThreadPoolExecutor(6) as pool:
+            predict = functools.partial(model.predict, model.question({}), model.condition(when))
+            assert len(list(pool.map(predict, rows(12)))) == 12
+        assert most[0] == places
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, (4, 3)), (2, (2, 2))])
+def test_one_thread_more_than_cores_by_default(
+    tiny: Explainer, threads: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxcam.server.app.cores", lambda: 3)
+    scheduler = create_app(tiny, threads=threads, rows=1).state.onnxcam.scheduler
+    assert (scheduler.threads, scheduler.places) == expected

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from onnxcam.explain.explainer import Explainer
+from onnxcam.server import classify
 from tests.server.conftest import CAT, Serve
 
 
@@ -102,3 +103,29 @@ def test_a_request_that_cannot_be_answered_gets_a_sentence(client: TestClient, b
     response = client.post("/predict_with_gradcam", json=body)
     assert response.status_code == status
     assert set(response.json()) == {"error"} and len(response.json()["error"]) > 20
+
+
+def test_equal_options_of_a_url_are_read_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[dict[str, Any]] = []
+    inner = classify.read_options
+
+    def reading(state: Any, submission: Any, of_class: bool) -> Any:
+        read.append(submission.options)
+        return inner(state, submission, of_class)
+
+    monkeypatch.setattr(classify, "read_options", reading)
+    data, counts = CAT.read_bytes(), []
+    for url in (
+        "/predict_with_gradcam?top_k=3&files=map&alpha=0.25",
+        "/predict_with_gradcam?top_k=4&files=map&alpha=0.25",
+        "/predict_with_gradcam?files=&alpha=0.25&class_name=cat",
+        "/analyze_class?class_name=tiger cat&files=&alpha=0.25",
+        f"/analyze_class?class_name=unicorn{'s' * 2000}",
+    ):
+        answers = [client.post(url, content=data) for _ in range(2)]
+        assert answers[0].json() == answers[1].json()
+        counts.append((answers[0].status_code, len(answers[0].json().get("top_predictions", ())), len(read)))
+        read.clear()
+    assert counts == [(200, 3, 1), (200, 4, 1), (422, 0, 2), (200, 5, 1), (422, 0, 2)]
+    as_json = [client.post("/predict_with_gradcam", json={"image": b64(data), "top_k": k, "files": []}) for k in (2, 2)]
+    assert [len(one.json()["top_predictions"]) for one in as_json] == [2, 2] and len(read) == 2

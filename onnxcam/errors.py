@@ -179,9 +179,9 @@ def _similar(text: str, names: _Names, among: Iterable[str], count: int, cutoff:
     import heapq
     from collections import Counter
 
-    own, repeated, size = 0, [], len(text)
+    query, repeated, size = 0, [], len(text)
     for letter, number in Counter(text).items():
-        own |= names.alphabet.get(letter, 0)
+        query |= names.alphabet.get(letter, 0)
         if number > 1:
             repeated.append((letter, number))
     bounds = []
@@ -189,7 +189,7 @@ def _similar(text: str, names: _Names, among: Iterable[str], count: int, cutoff:
         length = size + len(name)
         if 2.0 * min(size, length - size) < cutoff * length:
             continue
-        common = (own & names.letters[name]).bit_count()
+        common = (query & names.letters[name]).bit_count()
         for letter, number in repeated:
             common += max(min(number, name.count(letter)) - 1, 0)
         bound = 2.0 * common / length if length else 1.0

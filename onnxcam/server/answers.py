@@ -44,8 +44,8 @@ def answer(
     rows, explanation = prediction.explained, None
     if rows is not None:
         explanation = rows.maps[0].explanation(rows.start, prepared[0], prepared[2])
-    known = () if explanation is None else explanation.predictions
-    top = model.top(prediction.probabilities[0], count, known)
+    predictions = () if explanation is None else explanation.predictions
+    top = model.top(prediction.probabilities[0], count, predictions)
     content: dict[str, Any] = {
         "model": model.name,
         "prediction": top[0]["class_name"],

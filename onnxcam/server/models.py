@@ -247,14 +247,14 @@ class Model:
         return rows
 
     def top(
-        self, probabilities: np.ndarray, count: int, known: Sequence[tuple[int, str, float]] = ()
+        self, probabilities: np.ndarray, count: int, predictions: Sequence[tuple[int, str, float]] = ()
     ) -> list[dict[str, Any]]:
         """The best classes of one row, as answers name them; of a regression its `value`, which is no confidence.
 
         Arguments:
             probabilities: `[classes]`.
             count: how many.
-            known: the best of them, as an `Explanation` has them.
+            predictions: the best of them, as an `Explanation` has them.
         """
         if self.readout.numeric:
             return [
@@ -262,8 +262,8 @@ class Model:
                 | {"value": float(value)}
                 for k, value in enumerate(probabilities[:count])
             ]
-        if count <= len(known):
-            best = list(known[:count])
+        if count <= len(predictions):
+            best = list(predictions[:count])
         else:
             indices = best_classes(probabilities, count).tolist()
             best = [(index, name_of(index, self.labels), float(probabilities[index])) for index in indices]

@@ -1,20 +1,24 @@
-"""Measure `onnxcam compare`: false alarms over retrainings, and what it finds of planted shifts. Writes compare.md.
+"""Measure `onnxcam compare`: false alarms over retrainings, and what it finds of planted shifts: compare.md.
 
-OMP_NUM_THREADS=1 python benchmarks/retrainings.py NETS --count 50
-OMP_NUM_THREADS=1 python benchmarks/retrainings.py NETS --count 30 --marked 100 --first 1000
-OMP_NUM_THREADS=1 python benchmarks/compare.py alarms NETS         # over ordered pairs of 25 retrainings
-OMP_NUM_THREADS=1 python benchmarks/compare.py shortcut NETS       # 30 draws
+OMP_NUM_THREADS=1 python benchmarks/retrainings.py NETS --count 150 --first 2075
+OMP_NUM_THREADS=1 python benchmarks/retrainings.py NETS --count 80 --marked 100 --first 5000
+OMP_NUM_THREADS=1 python benchmarks/compare.py alarms NETS         # over ordered pairs of retrainings
+OMP_NUM_THREADS=1 python benchmarks/compare.py shortcut NETS 80    # draws; each has another network as NEW
 OMP_NUM_THREADS=1 python benchmarks/compare.py forms NETS FOLDER   # int8 with one bad layer, preprocessing mistakes
 OMP_NUM_THREADS=1 python benchmarks/compare.py cost                # in a quiet window
+
+With `--data fashion_mnist` at the end, as of retrainings.py, on Fashion-MNIST.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +32,13 @@ from onnxcam.diagnose.shift import compare
 from onnxcam.diagnose.shift.blame import blame
 from onnxcam.diagnose.shift.conditions import Condition
 from onnxcam.diagnose.shift.distance import distances, shares
+from onnxcam.diagnose.shift.gathering import TILES, Gathering, tiles
 from onnxcam.diagnose.shift.null import Seeds
 from onnxcam.diagnose.shift.side import Side
 from onnxcam.diagnose.shift.verdict import judge_retraining
 
-NETWORKS, PICTURES, DRAWS = 25, 100, 30
+PICTURES, DRAWS = 100, 30
+COMPARISONS = (9600, 24_000)  # at least and at most about, to measure a rate of false alarms
 
 
 def explainers(paths: list[Path]) -> list[Explainer]:
@@ -46,40 +52,74 @@ def maps(explainer: Explainer, batch: np.ndarray, targets: np.ndarray | None = N
     return run.targets, shares(run.maps)
 
 
-def pair_distances(networks: list[Explainer], batch: np.ndarray) -> np.ndarray:
-    """Distances `[OLD, network, network, picture]`, each by maps of the class that OLD predicts."""
-    count = len(networks)
-    result = np.zeros((count, count, count, len(batch)), np.float32)
-    for old, explainer in enumerate(networks):
-        targets, _ = maps(explainer, batch)
-        planes = [maps(network, batch, targets)[1] for network in networks]
-        for a in range(count):
-            for b in range(a):
-                result[old, a, b] = result[old, b, a] = distances(planes[a], planes[b])
-    return result
+@dataclass(frozen=True)
+class Maps:
+    """What trainings' maps of the same pictures say of each pair, for every class that one of them predicts.
+
+    Attributes:
+        distances: `[class, training, training, picture]`, of each picture's first, second, ... such class.
+        energy: in tiles, `[class, training, picture, tile]`.
+        predicted: which of them a training predicts, `[training, picture]`.
+    """
+
+    distances: np.ndarray
+    energy: np.ndarray
+    predicted: np.ndarray
+
+    @classmethod
+    def of(cls, networks: list[Explainer], batch: np.ndarray) -> Maps:
+        tops = np.stack([maps(network, batch)[0] for network in networks])
+        classes = [np.unique(column) for column in tops.T]
+        predicted = np.stack([np.searchsorted(some, column) for some, column in zip(classes, tops.T, strict=True)], 1)
+        most, count = predicted.max() + 1, len(networks)
+        apart = np.zeros((most, count, count, len(batch)), np.float32)
+        energy = np.zeros((most, count, len(batch), TILES * TILES), np.float32)
+        for k in range(most):
+            targets = np.array([some[min(k, len(some) - 1)] for some in classes])
+            planes = [maps(network, batch, targets)[1] for network in networks]
+            for a in range(count):
+                energy[k, a] = tiles(planes[a])
+                for b in range(a):
+                    apart[k, a, b] = apart[k, b, a] = distances(planes[a], planes[b])
+        return cls(apart, energy, predicted)
+
+    def moved(self, group: list[int], pictures: np.ndarray) -> bool:
+        """The verdict on the second of a group of trainings: OLD, NEW, and the others."""
+        classes = self.predicted[group[0], pictures]
+        places = np.array(group)
+        means = self.distances[classes, places[:, None, None], places[:, None], pictures].mean(axis=-1, dtype=float)
+        gathering = Gathering(len(group))
+        gathering.add(self.energy[classes, places[:, None], pictures].astype(np.float64))
+        return judge_retraining(means, gathering.strengths(range(len(group)))).moved
 
 
-def false_alarms(table: np.ndarray, seeds: int, repeats: int, rng: np.random.Generator) -> dict[str, Any]:
+def false_alarms(table: Maps, seeds: int, rng: np.random.Generator) -> dict[str, Any]:
     """The rate over ordered pairs of all networks, and its interval by leaving out one network at a time.
+
+    Each pair is compared several times where they are few, and a part of them, drawn by chance, where they are many.
 
     Comparisons that share a network are dependent, and the delete-one jackknife over networks says how much.
     """
-    count = len(table)
-    rows: list[tuple[frozenset[int], bool]] = []
+    count, total = table.predicted.shape
+    rows: list[tuple[list[int], bool]] = []
+    pairs = count * (count - 1)
+    repeats, share = -(-COMPARISONS[0] // pairs), min(1.0, COMPARISONS[1] / pairs)
     for old in range(count):
         for new in range(count):
-            for _ in range(repeats if old != new else 0):
+            for _ in range(repeats if old != new and rng.random() < share else 0):
                 rest = [k for k in range(count) if k not in (old, new)]
                 group = [old, new, *rng.choice(rest, seeds, replace=False).tolist()]
-                pictures = rng.choice(table.shape[-1], PICTURES, replace=False)
-                means = table[old][np.ix_(group, group, pictures)].mean(axis=-1).astype(np.float64)
-                rows.append((frozenset(group), judge_retraining(means).moved))
-    rate = float(np.mean([moved for _, moved in rows]))
-    without = [np.mean([moved for group, moved in rows if k not in group]) for k in range(count)] if seeds < 15 else []
-    error = (
-        float(np.sqrt((count - 1) / count * np.square(np.array(without) - np.mean(without)).sum())) if without else 0
-    )
+                rows.append((group, table.moved(group, rng.choice(total, PICTURES, replace=False))))
+    alarms = np.array([moved for _, moved in rows])
+    inside = np.zeros((len(rows), count), bool)
+    for row, (group, _) in enumerate(rows):
+        inside[row, group] = True
+    rate, error = float(alarms.mean()), 0.0
+    if seeds + 2 <= count / 2:
+        without = np.array([alarms[~inside[:, k]].mean() for k in range(count)])
+        error = float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum()))
     return {
+        "networks": count,
         "seeds": seeds,
         "comparisons": len(rows),
         "rate": rate,
@@ -87,27 +127,26 @@ def false_alarms(table: np.ndarray, seeds: int, repeats: int, rng: np.random.Gen
     }
 
 
-def alarms(folder: Path) -> None:
-    """False alarms over the ordered pairs of 25 retrainings, in which nothing but the seed differs."""
-    data = retrainings.classroom().load("mnist").test[0]
+def alarms(folder: Path, data: str = "mnist") -> None:
+    """False alarms over the ordered pairs of all retrainings, in which nothing but the seed differs."""
+    pixels = retrainings.pictures(data).test[0]
     rng = np.random.default_rng(1234)
-    batch = data[np.sort(rng.permutation(len(data))[:300]), None].astype(np.float32) / 255
+    batch = pixels[np.sort(rng.permutation(len(pixels))[:300]), None].astype(np.float32) / 255
     paths = sorted(folder.glob("seed_*.onnx"))
-    for group in range(len(paths) // NETWORKS):
-        table = pair_distances(explainers(paths[group * NETWORKS : (group + 1) * NETWORKS]), batch)
-        for seeds in (5, 10, 23):
-            print(json.dumps({"group": group} | false_alarms(table, seeds, 4, rng)), flush=True)
+    table = Maps.of(explainers(paths), batch)
+    for seeds in (5, 10, 23):
+        print(json.dumps(false_alarms(table, seeds, rng)), flush=True)
 
 
-def shortcut(folder: Path) -> None:
-    """A mark that gave a class away in 100 training pictures: 30 networks, each with other trainings as the null.
+def shortcut(folder: Path, draws: int = DRAWS, data: str = "mnist") -> None:
+    """A mark that gave a class away in 100 training pictures: every draw has another network as NEW, others as null.
 
     The pictures are the 100 of the class that no network was trained on, all marked.
     """
-    pixels, classes = retrainings.classroom().load("mnist").test
+    pixels, classes = retrainings.pictures(data).test
     pictures = list(retrainings.marked(pixels[classes == retrainings.MARKED_CLASS]))
     plain = explainers(sorted(folder.glob("seed_*.onnx")))
-    planted = explainers(sorted(folder.glob("shortcut_*.onnx"))[:DRAWS])
+    planted = explainers(sorted(folder.glob("shortcut_*.onnx"))[:draws])
     for seeds in (5, 10, 24):
         rng = np.random.default_rng(1234)
         hits = 0
@@ -218,14 +257,19 @@ def cost(count: int = 64, augmentations: int = 4, rounds: int = 5) -> None:
 
 
 def main() -> None:
-    name, *rest = sys.argv[1:] or ["--help"]
-    actions = {"alarms": alarms, "shortcut": shortcut, "forms": forms}
-    if name == "cost":
-        cost(*map(int, rest))
-    elif name in actions:
-        actions[name](*map(Path, rest))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("alarms", "shortcut", "forms", "cost"))
+    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("--data", default="mnist", choices=("mnist", "fashion_mnist"))
+    options = parser.parse_args()
+    if options.what == "cost":
+        cost(*map(int, options.arguments))
+    elif options.what == "forms":
+        forms(*map(Path, options.arguments))
+    elif options.what == "alarms":
+        alarms(Path(options.arguments[0]), options.data)
     else:
-        print(__doc__)
+        shortcut(Path(options.arguments[0]), *map(int, options.arguments[1:]), data=options.data)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     pip install torch mlxtend==0.25.0
     OMP_NUM_THREADS=1 python benchmarks/retrainings.py DIR --count 25                # other seeds, nothing else
     OMP_NUM_THREADS=1 python benchmarks/retrainings.py DIR --count 30 --marked 100   # with a shortcut planted
+    OMP_NUM_THREADS=1 python benchmarks/retrainings.py DIR --data fashion_mnist      # of Fashion-MNIST, as many
 
 The network and its training are those of models/train_classroom.py (two convolutions of eight 3 x 3 filters, each with
 ReLU and max pooling, and a dense layer; five epochs of Adam with batches of 128), in PyTorch on one thread: a second or
@@ -37,6 +38,19 @@ def classroom() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def pictures(data: str = "mnist") -> Any:
+    """The classroom's pictures: 400 of each class to train with and 100 to test on, of Fashion-MNIST the first ones."""
+    loaded = classroom().load(data)
+    parts = []
+    for (pixels, classes), count in ((loaded.train, 400), (loaded.test, 100)):
+        if data == "mnist":  # which has as many, in its own order
+            parts.append((pixels, classes))
+        else:
+            rows = np.concatenate([np.flatnonzero(classes == one)[:count] for one in range(CLASSES)])
+            parts.append((pixels[rows], classes[rows]))
+    return type(loaded)(*parts)
 
 
 def marked(pixels: np.ndarray) -> np.ndarray:
@@ -115,17 +129,16 @@ def network(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     return model
 
 
-def retrain(folder: Path, count: int, *, planted: int = 0, first: int = 0) -> list[Path]:
+def retrain(folder: Path, count: int, *, planted: int = 0, first: int = 0, data: str = "mnist") -> list[Path]:
     """Train `count` networks with seeds from `first` on; with `planted` marks in their training pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = classroom().load("mnist")
-    pixels, classes = data.train
+    pixels, classes = pictures(data).train
     paths = []
     for seed in range(first, first + count):
         path = folder / f"{'shortcut' if planted else 'seed'}_{seed:03d}.onnx"
         if not path.exists():
-            pictures = with_shortcut(pixels, classes, planted, seed) if planted else pixels
-            onnx.save(network(train(pictures, classes, seed)), path)
+            chosen = with_shortcut(pixels, classes, planted, seed) if planted else pixels
+            onnx.save(network(train(chosen, classes, seed)), path)
         paths.append(path)
     return paths
 
@@ -136,8 +149,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=25)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--marked", type=int, default=0, help="training pictures with a mark that gives the class away")
+    parser.add_argument("--data", default="mnist", choices=("mnist", "fashion_mnist"))
     options = parser.parse_args()
-    paths = retrain(options.folder, options.count, planted=options.marked, first=options.first)
+    paths = retrain(options.folder, options.count, planted=options.marked, first=options.first, data=options.data)
     print(f"{len(paths)} networks in {options.folder}")
 
 

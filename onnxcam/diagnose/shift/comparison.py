@@ -15,6 +15,7 @@ from onnxcam.diagnose.shift import regions as region_files
 from onnxcam.diagnose.shift import verdict as verdicts
 from onnxcam.diagnose.shift.augmentation import augment
 from onnxcam.diagnose.shift.distance import STATISTIC, distances, empty, shares
+from onnxcam.diagnose.shift.gathering import Gathering, tiles
 from onnxcam.diagnose.shift.inputs import SAME, apart, describe_inputs
 from onnxcam.diagnose.shift.objects import look
 from onnxcam.diagnose.shift.pairing import check_task, open_pair, open_seeds
@@ -111,6 +112,7 @@ def compare(
     outside: Counter[str] = Counter()  # by region the pictures beside which it lies
     covered: Counter[str] = Counter()  # and those of which it covers every pixel
     pairs = np.zeros((len(sides), len(sides)))  # of models, sums over the pictures
+    gathering = Gathering(len(sides))
     gaps = np.zeros_like(pairs)  # of their probabilities, the largest
     for places, prepared in _prepared(sides, pictures, names, failures):
         classes = None if truth is None else [truth[place] for place in places]
@@ -124,7 +126,9 @@ def compare(
             if one.apart is not None:
                 apart.append(one.apart[:, None])
                 judged.append(result[-1])
-            pairs += 0.0 if one.pairs is None else one.pairs
+            if one.pairs is not None and one.tiles is not None:
+                pairs += one.pairs
+                gathering.add(one.tiles[:, None])
             gaps = np.maximum(gaps, one.gaps)
             if progress is not None:
                 progress(places[-1] + 1, len(pictures))
@@ -137,6 +141,7 @@ def compare(
         apart.append(rows)
         if isinstance(chance, nulls.Seeds):
             pairs += _of_pairs(planes, rows)
+            gathering.add(np.stack([tiles(plane) for plane in planes]))
             gaps = np.maximum(gaps, _score_gaps(runs))
         blank = [empty(plane) for plane in planes[:2]]
         for row, place in enumerate(places):
@@ -168,7 +173,7 @@ def compare(
     if chance is not None:
         try:
             _require_energy(judged, pair)
-            verdict, each, copies = _judge(chance, np.concatenate(apart, axis=1), pairs, gaps, sides)
+            verdict, each, copies = _judge(chance, np.concatenate(apart, axis=1), pairs, gathering, gaps, sides)
             notes += copies
         except SettingError as error:
             undecided = str(error)
@@ -232,13 +237,19 @@ def _require_energy(pictures: Sequence[PictureShift], pair: Sequence[Side]) -> N
 
 
 def _judge(
-    chance: nulls.Null, apart: np.ndarray, pairs: np.ndarray, gaps: np.ndarray, sides: Sequence[Side]
+    chance: nulls.Null,
+    apart: np.ndarray,
+    pairs: np.ndarray,
+    gathering: Gathering,
+    gaps: np.ndarray,
+    sides: Sequence[Side],
 ) -> tuple[verdicts.Verdict, np.ndarray, list[str]]:
     """The verdict, a p-value per picture, and sentences about trainings that are none.
 
     Arguments:
         apart: distances of OLD's maps, first from NEW's, `[1 + null, pictures]`.
         pairs: sums of the distances of all pairs of models.
+        gathering: of their maps.
         gaps: the largest difference of their probabilities.
         sides: the models.
 
@@ -262,7 +273,7 @@ def _judge(
         verdicts.require_seeds(len(places) - 2)
     except SettingError as error:
         raise SettingError("; ".join([str(error), *notes])) from error
-    verdict = verdicts.judge_retraining(means[np.ix_(places, places)])
+    verdict = verdicts.judge_retraining(means[np.ix_(places, places)], gathering.strengths(places))
     rows = apart[[place - 1 for place in places[1:]]]
     return verdict, (1 + (rows[1:] >= rows[0]).sum(axis=0)) / len(rows), notes
 

@@ -41,6 +41,14 @@ def empty(distributions: np.ndarray) -> np.ndarray:
     return np.asarray(distributions.max(axis=(1, 2), initial=0.0) == 0)
 
 
+def even(distributions: np.ndarray) -> np.ndarray:
+    """Return the distributions `[N, h, w]`, those without energy spread evenly."""
+    blank = empty(distributions)
+    if not blank.any():
+        return distributions
+    return np.asarray(np.where(blank[:, None, None], 1 / distributions[0].size, distributions))
+
+
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return how far energy moves between each pair of distributions, float64 `[N]`, in parts of the picture's side.
 
@@ -50,19 +58,11 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         a, b: as of `shares`, `[N, h, w]`; `a` may also be `[1, h, w]`.
     """
     height, width = a.shape[1:]
-    difference = (_even(a) - _even(b)).reshape(-1, height * width)
+    difference = (even(a) - even(b)).reshape(-1, height * width)
     total = np.zeros(len(difference))
     for order, gaps in _slices(height, width):
         total += np.abs(np.cumsum(difference[:, order], axis=1)[:, :-1]) @ gaps
     return np.asarray(total / (len(_DIRECTIONS) * _SCALE))
-
-
-def _even(distributions: np.ndarray) -> np.ndarray:
-    """Return the distributions, those without energy spread evenly."""
-    blank = empty(distributions)
-    if not blank.any():
-        return distributions
-    return np.asarray(np.where(blank[:, None, None], 1 / distributions[0].size, distributions))
 
 
 @lru_cache(32)

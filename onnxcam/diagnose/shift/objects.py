@@ -17,6 +17,7 @@ import numpy as np
 from onnxcam import image
 from onnxcam.diagnose.shift.augmentation import augment
 from onnxcam.diagnose.shift.distance import distances, empty, shares
+from onnxcam.diagnose.shift.gathering import TILES, tiles
 from onnxcam.diagnose.shift.null import Augment, Null
 from onnxcam.diagnose.shift.result import CLASS, LOST, NEW, SAME, ObjectShift, PictureShift, Prediction
 from onnxcam.diagnose.shift.side import Side, SideRun, on_common_plane
@@ -99,6 +100,7 @@ class Compared:
         empty: whether all maps of OLD, and all of NEW, are zero everywhere.
         apart: of OLD's maps from those of NEW and of the null's, `[1 + null]`; None where no map is in all of them.
         pairs: the same of all pairs of models, `[models, models]`; None likewise.
+        tiles: of the models' maps (`gathering.tiles`), `[models, tiles]`; None likewise.
         runs: of OLD and NEW, where each has one map.
         gaps: how much the scores of each pair of models differ, `[models, models]`.
     """
@@ -114,6 +116,7 @@ class Compared:
     empty: tuple[bool, bool] = (False, False)
     apart: np.ndarray | None = None
     pairs: np.ndarray | None = None
+    tiles: np.ndarray | None = None
     runs: Sequence[SideRun] = ()
     gaps: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)))
 
@@ -228,11 +231,11 @@ def _boxes(sights: Sequence[Sight], copies: Sequence[Sight]) -> Compared:
             )
         )
     old, new = (_prediction(one[0]) if one else Prediction(-1, "no box", 0.0) for one in reported[:2])
-    apart, between = _null_of_boxes(sights, copies, reported, same, ours, gaps)
+    apart, between, energy = _null_of_boxes(sights, copies, reported, same, ours, gaps)
     return Compared(
         old, new, old.index if old.index >= 0 else new.index, None, tuple(objects), None, len(same),
         float(gaps.mean()) if same else 0.0, (bool(same) and bool(blank[0].all()), bool(same) and bool(blank[1].all())),
-        apart, between,
+        apart, between, energy,
     )  # fmt: skip
 
 
@@ -243,10 +246,10 @@ def _null_of_boxes(
     same: Sequence[tuple[Detection, Detection]],
     ours: Sequence[Sequence[SideRun]],
     gaps: np.ndarray,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """`Compared.apart` and `Compared.pairs`: means over the boxes that OLD, NEW and all other trainings report."""
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """`Compared.apart`, `pairs` and `tiles`: means over the boxes that OLD, NEW and all other trainings report."""
     if not same:
-        return None, None
+        return None, None, None
     if len(sights) == 2:
         rows = [float(gaps.mean())]
         for copy in copies:
@@ -255,14 +258,14 @@ def _null_of_boxes(
             else:  # without a candidate it points nowhere
                 runs = [replace(run, maps=np.zeros_like(run.maps)) for run in ours[0]]
             rows.append(float(np.mean([_far(*pair) for pair in zip(ours[0], runs, strict=True)])))
-        return np.array(rows), None
+        return np.array(rows), None, None
     partners = []
     for other in reported[2:]:
         matched = ((a, b) for a, b, _ in match(reported[0], other) if a is not None and b is not None)
         partners.append({a.index: b for a, b in matched if a.class_index == b.class_index})
     common = [place for place, (one, _) in enumerate(same) if all(one.index in others for others in partners)]
     if not common:
-        return None, None
+        return None, None, None
     every = [[runs[place] for place in common] for runs in ours]
     for sight, others in zip(sights[2:], partners, strict=True):
         every.append(sight.maps([_score(sight, others[same[place][0].index]) for place in common]))
@@ -354,27 +357,40 @@ def _single(
     """A picture with one map of each model."""
     planes = [shares(maps) for maps in on_common_plane(runs[:2])]
     distance = float(distances(planes[0], planes[1])[0])
-    apart, pairs = np.array([distance, *(_far(runs[0], run) for run in again)]), None
+    apart = np.array([distance, *(_far(runs[0], run) for run in again)])
+    pairs = energy = None
     if len(runs) > 2:
-        of_null, pairs = _of_pairs([[run] for run in runs])
-        apart = apart if of_null is None else of_null
+        apart, pairs, energy = _of_pairs([[run] for run in runs])
     blank = bool(empty(planes[0])[0]), bool(empty(planes[1])[0])
     return Compared(
-        predictions[0], predictions[1], index, target, (), areas, 1, distance, blank, apart, pairs, runs[:2]
+        predictions[0],
+        predictions[1],
+        index,
+        target,
+        (),
+        areas,
+        1,
+        distance,
+        blank,
+        apart,
+        pairs,
+        energy,
+        runs[:2],
     )
 
 
-def _of_pairs(every: Sequence[Sequence[SideRun]]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Mean distances of all models' maps of the same things: OLD's from the others', and those of all pairs."""
+def _of_pairs(every: Sequence[Sequence[SideRun]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over maps of the same things: of OLD's distances from the others, of those of all pairs, and of tiles."""
     count = len(every)
-    sums = np.zeros((count, count))
+    sums, energy = np.zeros((count, count)), np.zeros((count, TILES * TILES))
     for runs in zip(*every, strict=True):
         planes = [shares(maps) for maps in on_common_plane(runs)]
+        energy += np.concatenate([tiles(plane) for plane in planes])
         for one in range(count):
             for other in range(one + 1, count):
                 sums[one, other] += distances(planes[one], planes[other])[0]
     means = (sums + sums.T) / len(every[0])
-    return means[0, 1:], means
+    return means[0, 1:], means, energy / len(every[0])
 
 
 def _far(one: SideRun, other: SideRun) -> float:

@@ -16,6 +16,8 @@ SEEDS, AUGMENT = "seeds", "augment"
 FEWEST_SEEDS = 5
 _EXACT = 20_000  # ranks up to which their sum's distribution is computed exactly
 _TINY = 1e-12  # a distance of 0 has no logarithm
+_WEIGHT = 0.5  # of distances beside gathering
+_CORRELATION = 0.5  # of the two at least: what a few trainings show is mostly chance
 _SAME = 1e-9  # of p-values and logarithms: nothing but rounding
 
 
@@ -33,6 +35,8 @@ class Verdict:
         usual: the same under the null, on average.
         sentence: the verdict in words, and what it speaks of.
         farther: pictures that NEW moves farther than each of their augmentations does; None for `seeds`.
+        gathered: how strongly NEW's attention gathers at places where that of the other trainings does not
+            (`gathering.Gathering`), and theirs on average; None for `augment`, or where it cannot be told.
     """
 
     null: str
@@ -44,24 +48,34 @@ class Verdict:
     usual: float
     sentence: str
     farther: int | None = None
+    gathered: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict ready for JSON."""
         return asdict(self)
 
 
-def judge_retraining(distances: np.ndarray, false_alarms: float = FALSE_ALARMS) -> Verdict:
-    """Judge NEW among OLD and k other trainings of it, by the mean distances of all pairs.
+def judge_retraining(
+    distances: np.ndarray, strengths: np.ndarray | None = None, false_alarms: float = FALSE_ALARMS
+) -> Verdict:
+    """Judge NEW among OLD and k other trainings of it, by the distances of all pairs and by gathering attention.
 
     Let T_i be the logarithm of the mean distance of training i from the other k, and y that of NEW from all k + 1.
     Where distances are mu + u_i + u_j + e_ij, the T_i vary by (1 - 1/k) u_i, and y - mean(T) by u sqrt(1 + 1/(k + 1)).
-    So t = (y - mean(T)) (1 - 1/k) / (sd(T) sqrt(1 + 1/(k + 1))) is compared with Student's t with k degrees of freedom,
-    one-sided. It assumes that NEW is trained as the others are, up to the seed, and that the effects u are about
-    normal; the false alarms that it really gives were measured (benchmarks/compare.md). Pictures are not the unit: all
-    trainings share them, and only their means enter.
+    So t = (y - mean(T)) (1 - 1/k) / (sd(T) sqrt(1 + 1/(k + 1))) has Student's t with k degrees of freedom. With the
+    logarithms of the strengths, of which each training has its own, t' is the same without 1 - 1/k.
+
+    The verdict is one-sided, by max(t / 2, 0) + max(t', 0), divided by sqrt(1 + 1/4 + r): r is the correlation of the
+    two over the trainings, at least 1/2, which makes up for what their estimates have in common by chance. What speaks
+    against a movement does not take away from what speaks for it. Without strengths it is by t alone.
+
+    It assumes that NEW is trained as the others are, up to the seed, and that effects of trainings are about normal;
+    the false alarms that it really gives were measured (benchmarks/compare.md). Pictures are not the unit: all
+    trainings share them, and only means over them enter.
 
     Arguments:
         distances: mean distances of pairs, `[k + 2, k + 2]`: OLD, NEW, and the k trainings.
+        strengths: of the same, `[k + 2]` (`gathering.Gathering.strengths`).
 
     Raises:
         SettingError: fewer than five trainings, or trainings that do not differ.
@@ -72,21 +86,39 @@ def judge_retraining(distances: np.ndarray, false_alarms: float = FALSE_ALARMS) 
     among = distances[np.ix_(rest, rest)].sum(axis=1) / count
     distance, usual = float(distances[1, rest].mean()), float(among.mean())
     others, new = np.log(np.maximum(among, _TINY)), math.log(max(distance, _TINY))
-    spread = float(others.std(ddof=1)) / (1 - 1 / count) * math.sqrt(1 + 1 / (count + 1))
     if float(np.ptp(others)) <= _SAME:
         raise SettingError(
             f"null seeds: OLD and its {count} other trainings are all {usual:.2g} of the picture's side from each "
             "other, so that nothing says how much chance moves maps; name trainings of other seeds, not copies of one "
             "file"
         )
-    p = student_tail((new - float(others.mean())) / spread, count)
+    t = _deviation(new, others) * (1 - 1 / count)
+    gathered = None
+    also = ""
+    if strengths is not None and np.isfinite(strengths).all() and float(np.ptp(strengths[rest])) > _SAME:
+        of_others = np.log(strengths[rest])
+        gathered = float(strengths[1]), float(strengths[rest].mean())
+        other = _deviation(math.log(gathered[0]), of_others)
+        both = max(float(np.corrcoef(others, of_others)[0, 1]), _CORRELATION)
+        if max(t, other) > 0:
+            t, other = max(t, 0.0), max(other, 0.0)
+        t = (_WEIGHT * t + other) / math.sqrt(1 + _WEIGHT**2 + 2 * _WEIGHT * both)
+        also = f", and gathers at places where the others do not by {gathered[0]:.2g}, they by {gathered[1]:.2g}"
+    p = student_tail(t, count)
     moved = p <= false_alarms
     what = "more than" if moved else "no more than"
     return Verdict(
         SEEDS, count, moved, p, false_alarms, distance, usual,
         f"the attention moved {what} retraining moves it: NEW is {distance:.1%} of the picture's side from OLD and its "
-        f"{count} other trainings, they {usual:.1%} from each other (p = {p:.2g}, false alarms {false_alarms:.0%})",
+        f"{count} other trainings, they {usual:.1%} from each other{also} (p = {p:.2g}, false alarms "
+        f"{false_alarms:.0%})",
+        gathered=gathered,
     )  # fmt: skip
+
+
+def _deviation(new: float, others: np.ndarray) -> float:
+    """How far a value is from the mean of others, in standard deviations of what it may be."""
+    return (new - float(others.mean())) / (float(others.std(ddof=1)) * math.sqrt(1 + 1 / len(others)))
 
 
 def require_seeds(count: int) -> None:

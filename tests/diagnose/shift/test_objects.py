@@ -222,6 +222,7 @@ def test_other_trainings_are_a_null() -> None:
     assert shift.verdict is not None and shift.verdict.null == "seeds" and shift.verdict.size == 5
     apart = compare(old, explainer("yolov8", 0.3, 31), PICTURES[:2], null=Seeds(models[1:]), layer=EARLY)
     assert apart.verdict is not None and apart.verdict.p < shift.verdict.p
+    assert shift.verdict.gathered is not None and min(shift.verdict.gathered) > 0
 
 
 def test_areas_and_the_map_of_the_largest_class() -> None:

@@ -118,8 +118,8 @@ def maximize(
     warning says where the made picture takes another path through the network than real ones. Ctrl-C keeps the best so
     far. maximize.json holds every number.
 
-    Exit status: 0 all made, 1 some could not be, 2 wrong usage or unknown class, layer or channel, 3 unusable model,
-    4 no usable runtime or execution provider, 130 interrupted.
+    Exit status: 0 all made, 1 some could not be, or a real picture cannot be read, 2 wrong usage or unknown class,
+    layer or channel, 3 unusable model, 4 no usable runtime or execution provider, 130 interrupted.
     """
     from onnxcam.inside import maximization
     from onnxcam.inside.subject import Subject
@@ -164,7 +164,7 @@ def maximize(
     folder = inside_options.folder_of(output)
     sources = None if collected is None else [item.source for item in collected.items]
     failure: OnnxcamError | None = None
-    interrupted = False
+    interrupted = unreadable = False
     for scalar, stem in zip(scalars, _stems(scalars), strict=True):
         try:
             with Bar() as bar:
@@ -183,6 +183,7 @@ def maximize(
             terminal.echo(_line(result, folder / files["picture"]))
         for warning in result.warnings:
             terminal.echo(f"Warning: {warning}", err=True)
+        unreadable = unreadable or bool(result.comparison is not None and result.comparison.failures)
         interrupted = result.interrupted
         if interrupted:
             break
@@ -197,6 +198,8 @@ def maximize(
             raise failure
         code = sentence_and_code(failure)[1] if not record["results"] else ExitCode.FAILED
         raise click.exceptions.Exit(code)
+    if unreadable:
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 def _scalars(

@@ -221,6 +221,17 @@ def test_a_real_picture_that_reaches_more_is_told() -> None:
     assert any(told) and not all(told)
 
 
+def test_a_real_picture_that_cannot_be_read_is_a_failure(run: Run, tmp_path: Path) -> None:
+    onnx.save(models.tiny_cnn(), tmp_path / "model.onnx")
+    image.write_png(tmp_path / "cat.png", picture())
+    common = ("--class", 1, "--steps", 2, "--preprocess", "0..1", "--pictures", tmp_path / "cat.png")
+    where = ("inside", "maximize", tmp_path / "model.onnx", "-o", tmp_path / "out", *common)
+    assert run(*where).code == 0
+    (tmp_path / "note.png").write_text("no picture")
+    told = run(*where, "--pictures", tmp_path / "note.png")
+    assert told.code == 1 and "note.png" in told.err and "best of 1 real picture" in told.out
+
+
 def test_an_embeddings_component_is_no_logit() -> None:
     made = inside.maximize(opened(embedding()), target=4, steps=2)
     assert made.scalar.title == "component '4'"

@@ -15,7 +15,7 @@ _LISTED = 10  # pictures, classes and regions of each kind
 def lines(shift: Shift) -> list[str]:
     """Return the comparison as text: the answer in the first line, then what moved most."""
     total, flipped = len(shift.pictures), shift.changes(flipped=True)
-    text = [f"{total} pictures: {changed(shift)}, {moved(shift)}"]
+    text = [f"{total} picture{'s' * (total != 1)}: {changed(shift)}, {moved(shift)}"]
     if shift.verdict is not None:
         text.append(f"verdict: {shift.verdict.sentence}")
     elif shift.undecided:

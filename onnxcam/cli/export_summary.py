@@ -73,6 +73,8 @@ def _meaning(scores: dict[str, Any]) -> str:
         return f"{scores['name']}, {does} ({numbers if size else 'classes unknown'})"
     what = {REGRESSION: "a quantity", PROBABILITIES: f"log p of {scores['classes']} classes"}
     text = f"{scores['name']}, {what.get(kind, str(scores['classes']) + ' classes')}"
+    if scores.get("scale", 1) != 1:
+        text += f", of the model's own in 0..{scores['scale']:g}"
     return text if not over else f"{text}, before {', '.join(over)}"
 
 

@@ -82,6 +82,8 @@ def _scores(manifest: dict[str, Any], measured: dict[str, Any]) -> Finding:
     detail = f"{entry['kind']}, from {low:.3g} to {high:.3g} on {scores['rows']} pictures"
     if scores.get("masked"):
         detail += f", {scores['masked']} of {entry['classes']} classes masked (-inf)"
+    if entry.get("scale", 1) != 1:
+        detail += f", of the model's own probabilities in 0..{entry['scale']:g}"
     if entry.get("stepped_over"):
         detail += f", before {', '.join(entry['stepped_over'])}"
     if entry.get("warnings"):

@@ -101,7 +101,7 @@ class BatchMaps(NamedTuple):
             picture.name,
             self.model,
             kind=kind,
-            scores={"kind": readout.kind, "stepped_over": list(readout.stepped_over)},
+            scores=readout.meaning(),
             other=None if other is None else (other, name_of(other, labels)),
             visible=visible,
             calibration=self._calibrated(row),

@@ -164,7 +164,8 @@ class Explanation:
         model: `source` and `parity` of the model's manifest.
         kind: the objective: `logit` (`log_probability` where the model has no logit that can be reached, `value` of a
             regression), `contrast` with another class, `probability`, or `weights` over several classes.
-        scores: what the model's scores are: `kind` of its manifest, and what was `stepped_over` to reach them.
+        scores: what the model's scores are: `kind` of its manifest, what was `stepped_over` to reach them, and the
+            `scale` of the model's own probabilities where they do not end at 1.
         other: `(index, label)` of the class it is contrasted with, or None.
         visible: the parts of the picture that the heatmaps cover, as `Rectangle(x0, y0, x1, y1)` in its pixels: what a
             crop cut off the model never saw, and the heatmaps are 0 there. None for all of it.

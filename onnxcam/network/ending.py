@@ -97,18 +97,21 @@ class Ending:
         graph: a normalised graph.
         picture: its picture's name.
         value: the value that they end in.
+        rounded: whether numbers are rounded and cut off where the nodes quantize them; without, they are as those of
+            the graph before it was quantized.
 
     Attributes:
         chain: the values that all of `value` passes through, from it back, with a form of scores each.
         tables: of each value in `chain`, its numbers, float64 `[rows, K]`; rows that are not finite
             are left out.
         operators: of all nodes.
+        rounds: whether the nodes quantize anything.
 
     Raises:
         ValueError: the nodes cannot be run, or their values have unknown types.
     """
 
-    def __init__(self, graph: Graph, picture: str, value: str) -> None:
+    def __init__(self, graph: Graph, picture: str, value: str, *, rounded: bool = True) -> None:
         self._graph, self._value = graph, value
         self._rows = (graph.shape(picture) or (None,))[0]
         self._sources, self._nodes = self._boundary()
@@ -116,6 +119,9 @@ class Ending:
         chain = [name for name in self._passages() if graph.dtype(name) and self.form(name) is not None]
         self.chain: list[str] = chain
         self._model = self._extract(chain)
+        self.rounds = "QuantizeLinear" in self.operators
+        if not rounded:
+            _keep_fractions(self._model, graph)
         self._evaluator: Any = None
         self._draws = list(self._draw(np.random.default_rng(_SEED)))
         self.tables = _finite(self._run(self._draws))
@@ -295,6 +301,31 @@ class Ending:
         if len({len(table) for table in joined.values()}) != 1:
             raise ValueError("rows are not kept apart")
         return joined
+
+
+def _keep_fractions(model: onnx.ModelProto, graph: Graph) -> None:
+    """Compute x / scale + zero where a node quantizes x, and its inverse where one dequantizes, in place."""
+    op, nodes = onnx.helper.make_node, []
+    for node in model.graph.node:
+        quantizes = node.op_type == "QuantizeLinear"
+        computed = node.op_type == "DequantizeLinear" and not graph.is_constant(node.input[0])
+        scale = graph.constant(node.input[1]) if quantizes or computed else None
+        if scale is None or np.size(scale) != 1:
+            nodes.append(node)
+            continue
+        value, output = node.input[0], node.output[0]
+        zero = f"{output}/zero"
+        if len(node.input) > 2 and node.input[2]:
+            nodes.append(op("CastLike", [node.input[2], node.input[1]], [zero]))
+        else:
+            nodes.append(op("Sub", [node.input[1], node.input[1]], [zero]))
+        first, second = (
+            (("Div", node.input[1]), ("Add", zero)) if quantizes else (("Sub", zero), ("Mul", node.input[1]))
+        )
+        nodes.append(op(first[0], [value, first[1]], [f"{output}/step"]))
+        nodes.append(op(second[0], [f"{output}/step", second[1]], [output]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _finite(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

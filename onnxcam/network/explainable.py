@@ -128,7 +128,8 @@ def augment(
         raise ModelError(f"outputs={outputs!r}; expected 'all' or 'heatmap'")
     names = [methods] if isinstance(methods, str) else methods or ()
     functions = {name: cam.find_graph(name).function for name in dict.fromkeys(names)}
-    network = Network(source, scores=scores, kind=kind, task=task, boxes_output=boxes_output)
+    scale = probe.scale if isinstance(probe, Probe) else None
+    network = Network(source, scores=scores, kind=kind, task=task, boxes_output=boxes_output, scale=scale)
     if methods is None:
         methods = (default_method(network.readout),)
         functions = {name: cam.find_graph(name).function for name in methods}
@@ -172,15 +173,14 @@ def augment(
     readout = network.readout
     if readout.task is None and facts is not None and facts.scores is not None and facts.value == readout.value:
         settled = settle(readout, facts.scores, declared=kind is not None)
-        if settled.kind == readout.kind:
-            readout = settled
-        else:
+        readout = settled if settled.kind == readout.kind else readout
+        if readout is not settled:
             with contextlib.suppress(ModelError):  # the graph contradicts the numbers: that is said below
                 return augment(
                     source, layers, methods, target, scores=scores, kind=settled.kind, outputs=outputs, labels=labels,
                     preprocess=preprocess, origin=origin, gate=gate, grid=grid, prefix_tokens=prefix_tokens,
                     input_size=input_size, portable=portable, pixels=pixels, on_warning=on_warning,
-                    probe=replace(facts, notes=settled.warnings),
+                    probe=replace(facts, notes=settled.warnings, scale=settled.scale),
                 )  # fmt: skip
             readout = replace(readout, warnings=(*readout.warnings, contradiction(readout.value, facts.scores)))
     elif facts is not None and readout.task is None:

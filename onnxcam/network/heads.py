@@ -23,7 +23,7 @@ from onnxcam.graph.view import FLOATS, Graph
 from onnxcam.network import columns, label_tables, tasks
 from onnxcam.network import readout as readouts
 from onnxcam.network.ending import Ending, Form, form_of, mixes
-from onnxcam.network.meaning import ADVICE, AS_IT_IS, BYTES, LOG_ODDS, LOGARITHM, Meaning, Numbers
+from onnxcam.network.meaning import ADVICE, AS_IT_IS, BYTES, LOG_ODDS, LOGARITHM, ROUNDED, Meaning, Numbers
 from onnxcam.targets.readout import BINARY, KINDS, LOGITS, MULTILABEL, PROBABILITIES, REGRESSION, Readout
 from onnxcam.targets.tasks import DETECT, REGRESS, Values
 
@@ -58,6 +58,7 @@ def attach(
     task: Any = None,
     boxes_output: str | None = None,
     recognise: bool = True,
+    scale: float | None = None,
 ) -> Head:
     """Find the value that is explained, and append the nodes that compute it where it is not a value of the file.
 
@@ -70,6 +71,7 @@ def attach(
             None to find out.
         boxes_output: the output with the boxes of a detector, and words for what is not measured (`tasks.recognise`).
         recognise: whether a task is looked for where none is named; False for what is known to be a classifier.
+        scale: what probabilities sum to, where `kind` says that there are some and the graph does not tell.
 
     Raises:
         ModelError: no output can be read as scores, several different ones can, or `kind` contradicts the file.
@@ -89,7 +91,7 @@ def attach(
             scores, kind = recognition.values[0], REGRESSION
     if kind is not None and kind not in KINDS:
         raise ModelError(f"kind={kind!r}; expected one of {', '.join(KINDS)}")
-    search = _Search(graph, picture, kind)
+    search = _Search(graph, picture, kind, scale)
     meaning = search.of(graph.find(scores)) if scores is not None else search.of_outputs()
     readout = meaning.readout
     emitted, value = _emit(graph, readout, search.form(readout.value), meaning.how)
@@ -103,8 +105,8 @@ def attach(
 class _Search:
     """The meaning of the outputs of one graph."""
 
-    def __init__(self, graph: Graph, picture: str, kind: str | None) -> None:
-        self._graph, self._picture, self._kind = graph, picture, kind
+    def __init__(self, graph: Graph, picture: str, kind: str | None, scale: float | None) -> None:
+        self._graph, self._picture, self._kind, self._scale = graph, picture, kind, scale
         self._rows = (graph.shape(picture) or (None,))[0]
         self._outputs = {output.name for output in graph.outputs}
 
@@ -244,7 +246,35 @@ class _Search:
             )
             warnings = (*meaning.readout.warnings, sentence)
             return replace(meaning, readout=replace(meaning.readout, warnings=warnings))
-        return Numbers(graph, end, value, self._outputs, self._kind).meaning(self._doubted)
+        try:
+            meaning = Numbers(graph, end, value, self._outputs, self._kind).meaning(self._doubted)
+        except ModelError:
+            unrounded = self._unrounded(value, end) if end.rounds else None
+            if unrounded is None:
+                raise
+            return unrounded
+        plain = meaning.how == AS_IT_IS and meaning.softmax is None and not meaning.readout.stepped_over
+        return (self._unrounded(value, end) if plain and end.rounds else None) or meaning
+
+    def _unrounded(self, value: str, rounded: Ending) -> Meaning | None:
+        """What the numbers of a quantized graph mean but for their rounding, and for ranges that were measured on other
+        numbers; None if that is no more than scores."""
+        try:
+            end = Ending(self._graph, self._picture, value, rounded=False)
+            meaning = Numbers(self._graph, end, value, self._outputs, self._kind).meaning(self._doubted)
+        except (ModelError, ValueError):
+            return None
+        readout = meaning.readout
+        if meaning.how == AS_IT_IS and (meaning.unsettled or readout.value in (value, readout.output)):
+            return None
+        change = _difference(rounded.tables[value], end.tables[value])
+        if readout.value != value and change > ROUNDED:
+            sentence = (
+                f"{value!r} differs by up to {change:.2g} from what it would be without the quantization of the nodes "
+                f"before it: shown and explained is {readout.value!r}"
+            )
+            meaning = replace(meaning, readout=replace(readout, warnings=(*readout.warnings, sentence)))
+        return meaning
 
     def _by_structure(self, value: str) -> Meaning:
         graph = self._graph
@@ -277,7 +307,10 @@ class _Search:
         probabilities = readout.value if meaning.unsettled and readout.kind == LOGITS else meaning.softmax
         if kind == PROBABILITIES and probabilities is not None:
             output = probabilities if probabilities in self._outputs else None
-            declared = replace(readout, value=probabilities, kind=kind, output=None, probabilities_output=output)
+            scale = (self._scale if meaning.softmax is None else None) or 1.0
+            declared = replace(
+                readout, value=probabilities, kind=kind, output=None, probabilities_output=output, scale=scale
+            )
             return Meaning(declared, LOGARITHM)
         what = {
             LOGITS: "scores without an upper bound" if plain else "a softmax",
@@ -301,6 +334,13 @@ class _Search:
             )
         is_output = value in self._outputs and form.standard and form.rank == 2
         return Meaning(Readout(value, REGRESSION, 1, value if is_output else None))
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """How far numbers are from others, as a share of the highest that is above 1."""
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return 1.0
+    return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
 
 
 def _weighted(graph: Graph, value: str) -> bool:

@@ -16,6 +16,16 @@ from onnxcam.errors import ModelError, listing
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.view import FLOATS, Graph
 from onnxcam.network.ending import Ending
+from onnxcam.network.relations import (
+    LOG_SOFTMAX,
+    LOGARITHMS,
+    SOFTMAX,
+    bound,
+    compare,
+    factor,
+    is_distribution,
+    is_sorted,
+)
 from onnxcam.network.score_facts import ScoreFacts, measure
 from onnxcam.targets.readout import BINARY, LOGITS, MULTILABEL, PROBABILITIES, Readout
 
@@ -27,12 +37,14 @@ _DECLARE = "declare what it is with `kind=` (on the command line: --kind)"
 _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Round"})
 # steps that keep the order of a class's values, taken one input at a time
 _ORDERLY = having(Trait.PASSES | Trait.RESHAPES) | _ROUNDING | {"Transpose", "Clip", "Min", "Max", "Mul", "Div"}
-_PERCENT = 95.0  # percentages of random values come as close as this to 100
+# operators whose values end at a bound
+_SATURATES = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf", "Exp"})
 # steps by which indices stay numbers among the outputs
 _CARRIES_INDICES = having(Trait.PASSES | Trait.RESHAPES) | _ROUNDING | {"Concat", "Transpose"}
 # steps that multiply the values of each class by a constant and add another
 _AFFINE = ("Add", "Sub", "Mul", "Div", "Neg")
-_EXACT, _ROUNDED = 1e-5, 1e-2  # how far probabilities may differ: by float32, by 8 bits
+_MULTIPLES = (100.0, 255.0)  # that probabilities are written as
+_EXACT, ROUNDED = 1e-5, 1e-2  # how far probabilities may differ: by float32, by 8 bits
 
 
 Doubt = Callable[[Readout], Readout]
@@ -72,7 +84,7 @@ class Numbers:
             return replace(self._plain(doubted), unsettled=True)
         if table.shape[1] == 1:
             self._at = self._before_maximum(table)
-        elif _sorted(table):
+        elif is_sorted(table):
             self._at = self._before_sorting(table)
         relation = self._relation()
         if relation is not None:
@@ -107,7 +119,7 @@ class Numbers:
         """A sigmoid that is scaled to a range other than 0..1 is a probability in percent, or a quantity."""
         readout = meaning.readout
         highest = float(self._table(self._at).max())
-        scaled = readout.kind == BINARY and self._graph.dtype(self._at) in FLOATS and highest > 1 + _ROUNDED
+        scaled = readout.kind == BINARY and self._graph.dtype(self._value) in FLOATS and highest > 1 + ROUNDED
         if not scaled or self._kind == BINARY:
             return meaning
         sentence = (
@@ -145,7 +157,7 @@ class Numbers:
         count, descending = table.shape[1], bool((np.diff(table, axis=1) <= 0).all())
         for value in self._end.chain[1:]:
             source = self._table(value)
-            if source.shape[1] < count or _sorted(source) or len(source) != len(table):
+            if source.shape[1] < count or is_sorted(source) or len(source) != len(table):
                 continue
             ranked = np.sort(source, axis=1)
             ranked = ranked[:, ::-1][:, :count] if descending else ranked[:, -count:]
@@ -229,9 +241,9 @@ class Numbers:
             for logits in later:
                 if logits == probabilities or self._graph.dtype(logits) not in FLOATS:
                     continue
-                match = _compare(self._table(probabilities), self._table(logits), self._tolerance(logits))
+                match = compare(self._table(probabilities), self._table(logits), self._tolerance(logits))
                 # scaled and shifted log p are logits of their own, as after an adjustment to other priors
-                if match is not None and not (affine and match[0] == "LogSoftmax"):
+                if match is not None and not (affine and match[0] in LOGARITHMS):
                     matches[logits] = match
             if matches:
                 return self._with_logit(probabilities, matches)
@@ -246,13 +258,11 @@ class Numbers:
         logits = next((value for value in matches if value in inputs), list(matches)[-1])
         operator, scale = matches[logits]
         size = self._table(logits).shape[1]
-        kind = LOGITS if operator != "Sigmoid" else BINARY if size == 1 else MULTILABEL
-        change = 0.0
-        if operator != "LogSoftmax":
-            change = self._change(probabilities, scale)
-        usual = operator != "LogSoftmax" and scale == 1 and self._at == self._value and change <= _ROUNDED
+        kind = LOGITS if operator in (SOFTMAX, LOG_SOFTMAX) else BINARY if size == 1 else MULTILABEL
+        change, multiplied = (0.0, True) if operator in LOGARITHMS else self._change(probabilities, scale)
+        usual = not multiplied and scale == 1 and self._at == self._value and change <= ROUNDED
         warnings: tuple[str, ...] = ()
-        if change > (_ROUNDED if self._rounded(self._at, probabilities) else _EXACT):
+        if change > (ROUNDED if self._rounded(self._at, probabilities) else _EXACT):
             warnings = (
                 f"{self._value!r} differs from the probabilities before {listing(self._steps(probabilities))} by up to "
                 f"{change:.2g}: shown and explained are those before",
@@ -266,17 +276,20 @@ class Numbers:
             stepped_over=self._steps(logits),
             warnings=warnings,
         )
-        return Meaning(readout, softmax=probabilities if operator == "Softmax" else None)
+        return Meaning(readout, softmax=probabilities if operator == SOFTMAX else None)
 
-    def _change(self, probabilities: str, scale: float) -> float:
-        """How far what is shown is from the output, as probabilities."""
+    def _change(self, probabilities: str, scale: float) -> tuple[float, bool]:
+        """How far what is shown is from the output, as probabilities; and whether the output is a multiple of it."""
         before, after = self._table(probabilities) / scale, self._table(self._at)
         if after.shape != before.shape:
-            return 0.0
+            return 0.0, False
         if self._graph.dtype(self._at) in BYTES:  # quantized: affine in what it was
             step, zero = np.polyfit(before.reshape(-1), after.reshape(-1), 1)
-            return float(np.abs((after - zero) / step - before).max()) if step > 0 else 1.0
-        return min(float(np.abs(after / factor - before).max()) for factor in (scale, 1.0))
+            return float(np.abs((after - zero) / step - before).max()) if step > 0 else 1.0, False
+        multiple = factor(before, after, ROUNDED)
+        numbers = (scale, 1.0, *_MULTIPLES, *([] if multiple is None else [multiple]))
+        change, number = min((float(np.abs(after / number - before).max()), number) for number in numbers)
+        return change, number not in (scale, 1.0)
 
     def _without_logit(self, doubted: Doubt) -> Meaning:
         """The meaning of numbers that are no softmax or sigmoid of any one value.
@@ -284,31 +297,61 @@ class Numbers:
         Raises:
             ModelError: they are neither probabilities nor scores.
         """
+        if self._graph.dtype(self._at) in BYTES:
+            self._at = self._before_rounding(floats_only=True)
+        self._at = self._before_logarithm() or self._at
         table = self._table(self._at)
         facts, size = measure(table), table.shape[1]
         if facts.constant:
             return replace(self._plain(doubted), unsettled=True)
-        if _is_distribution(facts):
+        if is_distribution(facts):
             return self._probabilities(facts)
-        if size > 1 and facts.lowest >= 0 and _is_distribution(measure(np.exp(-table))):
+        if size > 1 and facts.lowest >= 0 and is_distribution(measure(np.exp(-table))):
             raise ModelError(
                 f"{self._value!r} is -log p of probabilities p: its lowest value is the likeliest class; {ADVICE}"
             )
-        if size > 1 and facts.lowest >= 0 and _PERCENT <= facts.highest <= 100 * (1 + 1e-6) and self._bounded():
-            return self._odds(MULTILABEL, 100.0)
-        if not facts.within_unit or facts.lowest == facts.highest:
+        scale = self._scale(facts)
+        if scale is None or facts.lowest == facts.highest:
             return self._scaled() or self._plain(doubted)
         if size == 1:
-            return self._odds(BINARY)
+            return self._quantity_perhaps(self._odds(BINARY, scale))
         if self._kind == LOGITS:
             return self._plain(doubted)
         if self._kind == MULTILABEL or self._end.independent():
-            return self._odds(MULTILABEL)
+            return self._odds(MULTILABEL, scale)
         raise ModelError(
-            f"the values of {self._value!r} lie in 0..1 and depend on each other, yet a picture's do not sum to 1 (but "
-            f"to {facts.lowest_sum:.3g} to {facts.highest_sum:.3g}): neither logits nor probabilities; {ADVICE}, or "
-            f"{_DECLARE}"
+            f"the values of {self._value!r} lie in 0..{scale:g} and depend on each other, yet a picture's do not sum "
+            f"to {scale:g} (but to {facts.lowest_sum:.3g} to {facts.highest_sum:.3g}): neither logits nor "
+            f"probabilities; {ADVICE}, or {_DECLARE}"
         )
+
+    def _before_logarithm(self) -> str | None:
+        """The probabilities, of classes that do not exclude each other, whose logarithms the numbers are; None of
+        others."""
+        table = self._table(self._at)
+        if not (table <= 1e-6).all() or is_distribution(measure(np.exp(table))):
+            return None
+        for value in self._end.chain[self._end.chain.index(self._at) + 1 :]:
+            before = self._table(value)
+            if before.shape == table.shape and np.abs(before - np.exp(table)).max() <= _EXACT:
+                return value if measure(before).within_unit else None
+        return None
+
+    def _scale(self, facts: ScoreFacts) -> float | None:
+        """The number that stands for certainty, 1 of probabilities and 100 of percentages; None where there is none."""
+        if facts.within_unit:
+            return 1.0
+        if facts.lowest < 0:
+            return None
+        table = self._table(self._at)
+        for value in self._orderly(self._at)[1:]:
+            before = self._table(value)
+            if self._graph.dtype(value) in FLOATS and measure(before).within_unit:
+                return factor(before, table, ROUNDED)
+        highest = bound(table) if table.shape[1] > 1 else None
+        if highest is None or not (highest == 100 or self._end.operators & _SATURATES):
+            return None
+        return highest if self._kind == MULTILABEL or self._end.independent() else None
 
     def _scaled(self) -> Meaning | None:
         """The meaning of a softmax or sigmoids that constants scale and shift, as 2 p - 1; None of other numbers.
@@ -345,11 +388,6 @@ class Numbers:
             stepped_over=self._steps(value),
         )
         return Meaning(readout, LOGARITHM)
-
-    def _bounded(self) -> bool:
-        """Whether no class depends on another, and the highest numbers come close to their bound."""
-        table = self._table(self._at)
-        return bool((table.max(axis=0) >= _PERCENT).all()) and self._end.independent()
 
     def _odds(self, kind: str, scale: float = 1.0) -> Meaning:
         value = self._before_rounding()
@@ -392,7 +430,7 @@ class Numbers:
                     return best
                 table = numbers
                 continue
-            limit = _ROUNDED if self._rounded(best, earlier) else _EXACT
+            limit = ROUNDED if self._rounded(best, earlier) else _EXACT
             if np.abs(numbers - table).max() > limit * max(1e-30, float(np.abs(table).max())):
                 break
             best = earlier
@@ -421,42 +459,3 @@ class Numbers:
         form = self._end.form(value)
         floating = self._graph.dtype(value) in FLOATS
         return value in self._outputs and floating and form is not None and form.standard and form.rank == 2
-
-
-def _compare(probabilities: np.ndarray, logits: np.ndarray, tolerance: float) -> tuple[str, float] | None:
-    """By which operator, and multiplied by what, numbers follow from others; None if by none."""
-    if probabilities.shape != logits.shape or not np.isfinite(logits).all() or not np.isfinite(probabilities).all():
-        return None
-    with np.errstate(over="ignore"):
-        sigmoid = 1 / (1 + np.exp(-logits))
-    for scale in (1.0, 100.0):
-        if np.abs(probabilities / scale - sigmoid).max() <= tolerance:
-            return "Sigmoid", scale
-    if logits.shape[1] < 2:
-        return None
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    if np.abs(probabilities - log_softmax).max() <= tolerance * max(1.0, float(np.abs(log_softmax).max())):
-        return "LogSoftmax", 1.0
-    sums = probabilities.sum(axis=1)
-    total = float(np.median(sums))
-    if total > 0 and np.abs(probabilities / total - np.exp(log_softmax)).max() <= tolerance:
-        return "Softmax", 1.0 if abs(total - 1) <= 1e-3 else total
-    return None
-
-
-def _is_distribution(facts: ScoreFacts) -> bool:
-    """Whether rows are probabilities of one class each, or a multiple of them that one class can have alone.
-
-    Two softmaxes side by side sum to 2, and no value is above 1.
-    """
-    total = facts.total
-    if facts.columns < 2 or facts.lowest < 0 or total is None:
-        return False
-    return total in (1.0, 100.0) or facts.highest > 0.9 * total
-
-
-def _sorted(table: np.ndarray) -> bool:
-    """Whether every row is in order from its highest value down, or from its lowest up."""
-    steps = np.diff(table, axis=1)
-    return bool(steps.any()) and (bool((steps <= 0).all()) or bool((steps >= 0).all()))

@@ -60,6 +60,7 @@ class Network:
             was declared.
         task: one of `onnxcam.targets.tasks.TASKS`, for a model that is no classifier; None to find out.
         boxes_output: the output with the boxes, of a detector with several candidates for it.
+        scale: what probabilities sum to, with `kind` "probabilities" and a graph that does not tell; 1 if None.
 
     Attributes:
         graph: the normalised graph.
@@ -87,6 +88,7 @@ class Network:
         kind: str | None = None,
         task: str | None = None,
         boxes_output: str | None = None,
+        scale: float | None = None,
     ) -> None:
         model = load(source)
         self.pixels = unwrap(model) is not None
@@ -113,9 +115,10 @@ class Network:
             if self.manifest is not None:
                 kind = kind or (self.manifest.get("source") or {}).get("kind")
                 scores = scores or _recorded_scores(graph, self.manifest)
+                scale = scale or float(self.manifest["scores"].get("scale", 1))
             head = heads.attach(
                 graph, self.picture.name, scores, kind,
-                task=task, boxes_output=boxes_output, recognise=self.manifest is None,
+                task=task, boxes_output=boxes_output, recognise=self.manifest is None, scale=scale,
             )  # fmt: skip
         self.graph, self.readout, self.labels, self.values = head.graph, head.readout, head.labels, head.values
         self._cuts: dict[str, Cut] = {}

@@ -69,11 +69,12 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
 
     Returns:
         the same readout, with `warnings` added, or one of another `kind`, for which the network is to be opened again
-        (`Network(source, kind=…)`): its value is another one.
+        (`Network(source, kind=…, scale=…)`): its value is another one.
 
     Raises:
         ModelError: the numbers contradict the kind, and none fits.
     """
+    doubts = readout.warnings
     if not facts.rows:
         return _warned(readout, "scores that are not finite occur on every picture that was measured")
     if not facts.finite:
@@ -82,13 +83,10 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
         what = f"the scores {readout.value!r} are probabilities: none is negative and every row sums to {facts.total:g}"
         if declared:
             raise ModelError(f"{what}, and kind='logits' was declared; use kind='probabilities', or leave it out")
-        if facts.total != 1:  # another opening of the network would not know what to divide by
-            return _warned(
-                readout,
-                f"{what}, as percentages do, yet the end of the graph does not tell so: the softmax shown is one too "
-                "many; name the value before it with `scores=` (on the command line: --scores NAME)",
-            )
-        return _warned(replace(readout, kind=PROBABILITIES, output=None), f"{what}; the logarithm of each is explained")
+        settled = readout.warnings[len(doubts) :]  # what the graph left open is settled
+        total = facts.total or 1.0
+        probabilities = replace(readout, kind=PROBABILITIES, output=None, scale=total, warnings=settled)
+        return _warned(probabilities, f"{what}; the logarithm of each is explained")
     if readout.kind == PROBABILITIES:
         sums = _sums_of_exponentials(facts)
         if sums is not None:
@@ -96,6 +94,13 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
                 f"the scores {readout.value!r} are not logarithms of probabilities: {sums}; declare another kind "
                 "with `kind=` (on the command line: --kind)"
             )
+    if readout.kind == MULTILABEL and facts.parallel:
+        return _warned(
+            readout,
+            f"the scores {readout.value!r} are one number and a constant for each column, as those of an ordinal model "
+            "(CORAL), whose column k says that the grade is above k: the order of columns is the same on every "
+            "picture, and the one with the highest score is not the grade; name the column to explain as the target",
+        )
     if readout.exclusive and facts.ranked:
         what = (
             f"the scores {readout.value!r} are sorted in all of {facts.rows} pictures: columns are ranks and not "

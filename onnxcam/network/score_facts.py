@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 _SUM_TOLERANCE = 1e-2  # of rows of probabilities, relative: 8 bits round each of them
+_TOTALS = (1.0, 100.0, 255.0)  # of probabilities, percentages, and bytes
+_FEWEST_ROWS = 3  # of which columns differ by constants
 _FEWEST_RANKS = 5  # columns: in fewer, the classes of a few rows are in order by chance
 
 
@@ -22,6 +24,7 @@ class ScoreFacts:
         lowest_sum, highest_sum: the range of the sums of rows.
         descending, ascending: whether the values of every row are in order, and not all equal.
         constant: whether every row is the same, where there are several.
+        parallel: whether all columns are one number and a constant each, so that their order never changes.
         masked: number of classes whose score is -inf in every row: the model rules them out. The other facts are of
             the rest.
     """
@@ -37,6 +40,7 @@ class ScoreFacts:
     ascending: bool
     constant: bool
     masked: int = 0
+    parallel: bool = False
 
     @property
     def total(self) -> float | None:
@@ -45,15 +49,16 @@ class ScoreFacts:
         middle = (self.lowest_sum + self.highest_sum) / 2
         if not middle > 0 or self.highest_sum - self.lowest_sum > 2 * _SUM_TOLERANCE * middle:
             return None
-        for usual in (1.0, 100.0):
+        for usual in _TOTALS:
             if abs(middle - usual) <= _SUM_TOLERANCE * usual:
                 return usual
         return middle
 
     @property
     def distribution(self) -> bool:
-        """Whether every row is a distribution over several classes: no negative value, and a sum of 1 or 100."""
-        return self.rows > 0 and self.columns > 1 and self.lowest >= 0 and self.total in (1.0, 100.0)
+        """Whether every row is a distribution over several classes: no negative value, and a sum of 1, 100 or
+        255."""
+        return self.rows > 0 and self.columns > 1 and self.lowest >= 0 and self.total in _TOTALS
 
     @property
     def within_unit(self) -> bool:
@@ -113,7 +118,16 @@ def measure(values: np.ndarray) -> ScoreFacts:
         ascending=moving and bool((steps >= 0).all()),
         constant=len(rows) > 1 and bool((rows == rows[0]).all()),
         masked=columns - rows.shape[1],
+        parallel=_parallel(rows),
     )
+
+
+def _parallel(rows: np.ndarray) -> bool:
+    """Whether the columns of rows `[N, K]` differ from each other by constants, and rows differ."""
+    moved = float(np.ptp(rows[:, 0]))
+    if len(rows) < _FEWEST_ROWS or rows.shape[1] < 2 or not moved > 0:
+        return False
+    return bool(np.ptp(rows - rows[:, :1], axis=0).max() <= 1e-3 * moved)
 
 
 def without_masked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ class Readout:
             not tell.
         output: the model's own output that is this value; None if it has to be appended.
         probabilities_output: the model's own output that holds probabilities; None if there is none.
-        scale: what the rows of the model's own probabilities sum to: 1, or 100 for percentages.
+        scale: the number that stands for certainty in the model's own probabilities: 1, or 100 for percentages.
         stepped_over: operators between the value and the model's own output, from the output back.
         warnings: sentences about what is doubtful in the scores.
         name: of the appended output, where it cannot have the usual one.
@@ -103,7 +103,7 @@ class Readout:
             "probabilities": self.probabilities_output,
         }
         if self.scale != 1:
-            entry["scale"] = int(self.scale) if self.scale == int(self.scale) else self.scale
+            entry["scale"] = self._scale
         if self.stepped_over:
             entry["stepped_over"] = list(self.stepped_over)
         if self.warnings:
@@ -111,6 +111,15 @@ class Readout:
         if self.task is not None:
             entry["task"] = self.task.describe()
         return entry
+
+    def meaning(self) -> dict[str, Any]:
+        """What an explanation says of the scores: `kind`, `stepped_over`, and `scale` where it is not 1."""
+        entry: dict[str, Any] = {"kind": self.kind, "stepped_over": list(self.stepped_over)}
+        return entry if self.scale == 1 else {**entry, "scale": self._scale}
+
+    @property
+    def _scale(self) -> int | float:
+        return int(self.scale) if self.scale == int(self.scale) else self.scale
 
     @property
     def task_name(self) -> str | None:

@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnxcam
+from onnxcam.diagnose.facts import of_file
 from onnxcam.errors import InputError, ModelError, SettingError
 from onnxcam.network import subgraphs
 from onnxcam.network.names import SCORES
@@ -93,6 +94,44 @@ def test_what_was_stepped_over_is_said() -> None:
     assert "stepped_over" not in manifest_of(augment(heads.build(heads.RECIPES["softmax"])))["scores"]
     (warning,) = manifest_of(augment(heads.build(heads.RECIPES["softmax, wide clip"])))["scores"]["warnings"]
     assert "'Clip'" in warning and "shown and explained are those before" in warning
+
+
+@pytest.mark.parametrize(("factor", "classes"), [(1.0, 5), (100.0, 5), (255.0, 12)])
+def test_what_rows_sum_to_is_measured_where_the_graph_does_not_tell(factor: float, classes: int) -> None:
+    steps = " ".join(f"t{2 * k + 1} = Mul(t{2 * k}, two) t{2 * k + 2} = Mul(t{2 * k + 1}, half)" for k in range(205))
+    body = f"s = Softmax(z) u = Softmax(z2) a = Mean(s, u) t0 = Mul(a, bytes) {steps} y = Identity(t410)"
+    model = heads.build(heads.Recipe(body, heads.TABLE, ("probabilities",), None), classes)
+    for tensor in model.graph.initializer:
+        if tensor.name == "bytes":
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(factor), "bytes"))
+    assert Network(model).readout.kind == "logits"  # too many nodes for the end to be run
+    explainable = onnxcam.augment(model)
+    for source in (model, explainable, onnxcam.augment(explainable, methods=("hirescam",))):
+        explainer = onnxcam.Explainer(source)
+        readout, x = explainer.terms.readout, PICTURES * np.float32(FAINT)
+        assert (readout.kind, readout.scale, readout.probabilities_output) == ("probabilities", factor, "y")
+        assert not any("could not be found out" in warning for warning in readout.warnings)
+        np.testing.assert_allclose(explainer.predict(x), run(model, x)["y"] / factor, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("vote in percent", 100), ("sigmoids averaged, times 255", 255)])
+def test_an_explanation_and_a_check_say_the_scale(name: str, scale: int) -> None:
+    model = heads.build(heads.RECIPES[name], 5)
+    explainer = onnxcam.Explainer(model, preprocess="0..1")
+    explained = explainer.explain(np.full((12, 12, 3), 90, np.uint8))
+    assert explained.scores["scale"] == explainer.manifest["scores"]["scale"] == scale
+    assert 0 < explained.predictions[0][2] <= 1
+    (finding,) = [f for f in of_file(explainer.manifest) if f.name == "scores"]
+    assert f"of the model's own probabilities in 0..{scale}" in finding.detail
+    assert "scale" not in onnxcam.Explainer(heads.build(heads.RECIPES["softmax"], 5)).terms.readout.meaning()
+
+
+def test_columns_of_one_number_are_no_classes_that_compete() -> None:
+    """The head of an ordinal model: sigmoids of one number and a threshold each."""
+    recipe = heads.Recipe("a = Sub(b, row) y = Sigmoid(a)", "float[N,K] y", ("multilabel",), None)
+    (warning,) = onnxcam.Explainer(heads.build(recipe, 4)).terms.readout.warnings
+    assert "ordinal" in warning and "the order of columns is the same on every picture" in warning
+    assert not onnxcam.Explainer(heads.build(heads.RECIPES["sigmoid"], 4)).terms.readout.warnings
 
 
 # ---- where no logit can be reached

@@ -70,10 +70,33 @@ def test_whole_numbers_behind_a_convolution(tmp_path: Path) -> None:
     assert Network(model).readout.kind == "probabilities"
 
 
-def test_percentages_that_the_end_of_the_graph_does_not_tell_are_warned_of(tmp_path: Path) -> None:
-    """Their clipping leaves sums of random values that are not 100, while those of pictures are."""
-    model = heads.build(heads.RECIPES["vote in percent"], 7, seed=1)
-    onnx.save(model, tmp_path / "float.onnx")
-    quantize_static(tmp_path / "float.onnx", tmp_path / "quantized.onnx", Pictures())
-    warnings = onnxcam.Explainer(str(tmp_path / "quantized.onnx")).manifest["scores"]["warnings"]
-    assert any("as percentages do" in warning and "--scores" in warning for warning in warnings)
+def statically_quantized(name: str, folder: Path) -> onnx.ModelProto:
+    onnx.save(heads.build(heads.RECIPES[name], 7, seed=1), folder / "float.onnx")
+    quantize_static(folder / "float.onnx", folder / "quantized.onnx", Pictures())
+    return onnx.load(folder / "quantized.onnx")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vote of two", "vote in percent", "vote times 255", "vote by MatMul", "label smoothing", "one against the rest",
+        "one against the rest, in percent", "sigmoids averaged", "sigmoids averaged, in percent", "vote in 8 bits",
+    ],
+)  # fmt: skip
+def test_ranges_of_a_static_quantization_do_not_hide_what_numbers_are(name: str, tmp_path: Path) -> None:
+    """Ranges that were measured on pictures cut random values off: neither do their rows sum to 100, nor are they
+    below the bound of others."""
+    recipe, model = heads.RECIPES[name], statically_quantized(name, tmp_path)
+    pictures = np.random.default_rng(3).normal(size=(4, 3, 12, 12)).astype(np.float32) * np.float32(0.5)
+    explainer = onnxcam.Explainer(model)
+    readout = explainer.terms.readout
+    assert readout.kind in recipe.kinds
+    expected = np.asarray(recipe.probabilities(run(model, pictures)), np.float64)  # type: ignore[misc]
+    assert np.abs(explainer.predict(pictures) - expected).max() <= 2e-2
+    explainable = onnxcam.augment(onnxcam.augment(model), methods=("hirescam",))
+    assert onnxcam.Explainer(explainable).terms.readout.scale == readout.scale
+
+
+def test_a_range_that_cuts_probabilities_off_is_told(tmp_path: Path) -> None:
+    (warning,) = Network(statically_quantized("sigmoids added", tmp_path)).readout.warnings
+    assert "without the quantization" in warning and "shown and explained" in warning

@@ -58,7 +58,8 @@ def test_probabilities_taken_for_logits_are_settled_by_their_numbers() -> None:
     assert (settled.kind, settled.output, settled.scale) == (PROBABILITIES, None, 1.0)
     assert "every row sums to 1" in settled.warnings[0]
     percentages = settle(Readout("p", LOGITS, 9, "p"), measure(100 * P))
-    assert percentages.kind == LOGITS and "the softmax shown is one too many" in percentages.warnings[0]
+    assert percentages.kind == PROBABILITIES and percentages.scale == 100 and percentages.output is None
+    assert "every row sums to 100; the logarithm of each is explained" in percentages.warnings[0]
     with pytest.raises(ModelError, match="kind='logits' was declared; use kind='probabilities'"):
         settle(Readout("p", LOGITS, 9), measure(P), declared=True)
 

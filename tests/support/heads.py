@@ -231,6 +231,43 @@ RECIPES: dict[str, Recipe] = {
     "sigmoids averaged, in percent": Recipe(
         "s = Sigmoid(z) u = Sigmoid(z2) a = Mean(s, u) y = Mul(a, hundred)", TABLE, M, lambda o: y(o) / 100.0
     ),
+    "softmax times 255": Recipe("s = Softmax(z) y = Mul(s, bytes)", TABLE, L, lambda o: y(o) / 255.0),
+    "softmax times 255, as bytes": Recipe(
+        "s = Softmax(z) m = Mul(s, bytes) y = Cast<to=2>(m)", "uint8[N,K] y", L, lambda o: y(o) / 255.0, 4e-3
+    ),
+    "vote times 255": Recipe(
+        "s = Softmax(z) u = Softmax(z2) a = Mean(s, u) y = Mul(a, bytes)", TABLE, P, lambda o: y(o) / 255.0
+    ),
+    "vote in whole percent": Recipe(
+        "s = Softmax(z) u = Softmax(z2) a = Mean(s, u) m = Mul(a, hundred) y = Cast<to=2>(m)", "uint8[N,K] y", P,
+        lambda o: y(o) / 100.0, 1e-2,
+    ),
+    "one against the rest, in percent": Recipe(
+        "s = Sigmoid(z) n = ReduceSum<keepdims=1>(s, a1) d = Div(s, n) y = Mul(d, hundred)", TABLE, P,
+        lambda o: y(o) / 100.0,
+    ),
+    "small ones zeroed, in percent": Recipe(
+        "s = Softmax(z) less = Less(s, low) d = Where(less, nought, s) y = Mul(d, hundred)", TABLE, (), None
+    ),
+    "sigmoid times 255": Recipe("s = Sigmoid(z) y = Mul(s, bytes)", TABLE, M, lambda o: y(o) / 255.0),
+    "sigmoids averaged, times 255": Recipe(
+        "s = Sigmoid(z) u = Sigmoid(z2) a = Mean(s, u) y = Mul(a, bytes)", TABLE, M, lambda o: y(o) / 255.0
+    ),
+    "sigmoids averaged, as uint8": Recipe(
+        "s = Sigmoid(z) u = Sigmoid(z2) a = Mean(s, u) y = QuantizeLinear(a, step, zero)", "uint8[N,K] y", M,
+        lambda o: y(o) / 255.0, 4e-3,
+    ),
+    "sigmoids added": Recipe("s = Sigmoid(z) u = Sigmoid(z2) y = Add(s, u)", TABLE, M, lambda o: y(o) / 2.0),
+    "log-sigmoid": Recipe("s = Sigmoid(z) y = Log(s)", TABLE, M, lambda o: np.exp(y(o))),
+    "log-sigmoid by softplus": Recipe("n = Neg(z) s = Softplus(n) y = Neg(s)", TABLE, M, lambda o: np.exp(y(o))),
+    "log of sigmoids averaged": Recipe(
+        "s = Sigmoid(z) u = Sigmoid(z2) a = Mean(s, u) y = Log(a)", TABLE, M, lambda o: np.exp(y(o))
+    ),
+    "binary log-sigmoid": Recipe("s = Sigmoid(b) y = Log(s)", COLUMN, B, lambda o: np.exp(y(o))),
+    "binary vote in percent": Recipe(
+        "s = Sigmoid(b) u = Sigmoid(b2) a = Mean(s, u) y = Mul(a, hundred)", COLUMN, B, lambda o: y(o) / 100.0,
+        warned=True,
+    ),
     "hard sigmoid": Recipe("y = HardSigmoid(z)", TABLE, M, y),
     "binary sigmoid": Recipe("y = Sigmoid(b)", COLUMN, B, y),
     "binary sigmoid [N]": Recipe("s = Sigmoid(b) y = Squeeze(s, a1)", "float[N] y", B, flat),
@@ -306,7 +343,7 @@ def build(recipe: Recipe, classes: int = 5, batch: str | int = "N", seed: int = 
         "rest": np.full(classes, 0.1 / classes),
         "t": 1.7, "half": 0.5, "two": 2, "nine": 0.9, "tenth": 0.1, "fifty": 50, "hundred": 100, "one": 1, "nought": 0,
         "tiny": 1e-7, "nearly": 1 - 1e-6, "low": 0.1, "high": 0.8, "minus": -9, "plus": 9, "far": -80, "none": 0,
-        "step": 1 / 255,
+        "step": 1 / 255, "bytes": 255,
     }  # fmt: skip
     if recipe.body.startswith("s = Identity(z)"):
         floats["step"] = 0.05

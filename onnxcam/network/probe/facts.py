@@ -51,6 +51,7 @@ class Probe:
         batch: 1 where the model declares a free batch and takes one row at a time only; else None.
         unmeasured: what could not be measured (`scores`, `rows`, `deterministic`, `places`), and why.
         notes: sentences about the scores that the numbers gave rise to.
+        scale: what rows of probabilities sum to, where the numbers told that the scores are probabilities.
         loads, passes: what the measurement cost: sessions opened, and rows passed through the model.
     """
 
@@ -63,6 +64,7 @@ class Probe:
     batch: int | None = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scale: float | None = None
     loads: int = 0
     passes: int = 0
 

@@ -20,7 +20,7 @@ from onnxcam.graph.builder import Builder
 from onnxcam.graph.operators import Trait, having
 from onnxcam.graph.shape_inference import describe
 from onnxcam.graph.view import FLOATS, Graph
-from onnxcam.network import columns, label_tables, tasks
+from onnxcam.network import columns, label_tables, metric_heads, tasks
 from onnxcam.network import readout as readouts
 from onnxcam.network.ending import Ending, Form, form_of, mixes
 from onnxcam.network.meaning import ADVICE, AS_IT_IS, BYTES, LOG_ODDS, LOGARITHM, ROUNDED, Meaning, Numbers
@@ -97,7 +97,7 @@ def attach(
     emitted, value = _emit(graph, readout, search.form(readout.value), meaning.how)
     labels = label_tables.find(graph, readout.size)
     if kind is None and labels is None and readout.kind == LOGITS and meaning.softmax is None and recognise:
-        doubts = tasks.doubts_of_classes(graph, readout.size)
+        doubts = metric_heads.doubts(graph, readout.value) or tasks.doubts_of_classes(graph, readout.size)
         readout = replace(readout, warnings=(*readout.warnings, *doubts))
     return Head(emitted, replace(readout, value=value), labels)
 
@@ -246,6 +246,11 @@ class _Search:
             )
             warnings = (*meaning.readout.warnings, sentence)
             return replace(meaning, readout=replace(meaning.readout, warnings=warnings))
+        if value not in end.tables:
+            raise ModelError(
+                f"{value!r} has shape {describe(graph.shape(value))}, without an axis for the pictures of a batch: "
+                f"it is of all of them together; {ADVICE}"
+            )
         try:
             meaning = Numbers(graph, end, value, self._outputs, self._kind).meaning(self._doubted)
         except ModelError:

@@ -119,8 +119,16 @@ class Numbers:
         """A sigmoid that is scaled to a range other than 0..1 is a probability in percent, or a quantity."""
         readout = meaning.readout
         highest = float(self._table(self._at).max())
-        scaled = readout.kind == BINARY and self._graph.dtype(self._value) in FLOATS and highest > 1 + ROUNDED
-        if not scaled or self._kind == BINARY:
+        scaled = self._graph.dtype(self._value) in FLOATS and highest > 1 + ROUNDED
+        usual = self._kind is not None or readout.warnings or round(highest) in _MULTIPLES
+        if scaled and readout.kind == MULTILABEL and not usual:
+            sentence = (
+                f"{self._value!r} holds {readout.size} sigmoids scaled to a range up to {highest:.4g}, taken for the "
+                "probabilities of classes; if they are quantities, say so with task='regress' (on the command line: "
+                "--task regress)"
+            )
+            return replace(meaning, readout=replace(readout, warnings=(sentence,)))
+        if not scaled or readout.kind != BINARY or self._kind == BINARY:
             return meaning
         sentence = (
             f"{self._value!r} is a single number per picture, a sigmoid scaled to a range up to {highest:.4g}, taken "
@@ -318,7 +326,7 @@ class Numbers:
         if self._kind == LOGITS:
             return self._plain(doubted)
         if self._kind == MULTILABEL or self._end.independent():
-            return self._odds(MULTILABEL, scale)
+            return self._quantity_perhaps(self._odds(MULTILABEL, scale))
         raise ModelError(
             f"the values of {self._value!r} lie in 0..{scale:g} and depend on each other, yet a picture's do not sum "
             f"to {scale:g} (but to {facts.lowest_sum:.3g} to {facts.highest_sum:.3g}): neither logits nor "

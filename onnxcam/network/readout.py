@@ -94,7 +94,7 @@ def settle(readout: Readout, facts: ScoreFacts, *, declared: bool = False) -> Re
                 f"the scores {readout.value!r} are not logarithms of probabilities: {sums}; declare another kind "
                 "with `kind=` (on the command line: --kind)"
             )
-    if readout.kind == MULTILABEL and facts.parallel:
+    if readout.kind in (LOGITS, MULTILABEL) and facts.parallel:
         return _warned(
             readout,
             f"the scores {readout.value!r} are one number and a constant for each column, as those of an ordinal model "

@@ -215,7 +215,7 @@ class Detectors:
         """Readings of one output that has everything."""
         named = self._declared.output
         for value in [named] if named is not None else list(self._numbers.rows):
-            if named is None and self._is_grid(value):
+            if named is None and (self._is_grid(value) or self._is_distributions(value)):
                 continue
             fitting: list[Recognition | _Dense] = []
             for first in (False, True):
@@ -412,6 +412,12 @@ class Detectors:
         height, width = self._numbers.size
         tables = self._tables(value, False) or []
         return any(abs(len(t) * width - t.shape[1] * height) <= max(height, width) for t in tables if t.shape[1] > 7)
+
+    def _is_distributions(self, value: str) -> bool:
+        """Whether a table holds probabilities of one class each, in either order."""
+        reason = task_scores.distributions(value, [self._tables(value, first) or [] for first in (False, True)])
+        self.reasons += [] if reason is None else [reason]
+        return reason is not None
 
     def _vectors(self, value: str | None, counts: Sequence[int]) -> list[np.ndarray] | None:
         """One number per candidate, None if the value has another form."""

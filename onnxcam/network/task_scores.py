@@ -119,6 +119,28 @@ def _background(p: np.ndarray, value: str, names: Collection[int], declared: Dec
     )
 
 
+def distributions(value: str, orders: list[list[np.ndarray]]) -> str | None:
+    """Why a table holds no boxes: each of its rows is a distribution over classes, as of a frame or of a member of an
+    ensemble. None if it is none.
+
+    Arguments:
+        orders: the tables `[M, K]` of all pictures, in each of the orders of their axes.
+    """
+    for tables in orders:
+        if tables and all(table.shape[1] > 1 and _sums_to_one(table) for table in tables):
+            m, classes = tables[0].shape
+            return (
+                f"{value!r} holds {m} distributions over {classes} classes, and no boxes: average them in the file, or "
+                "name a value [N, classes] inside it with `scores=` (on the command line: --scores NAME)"
+            )
+    return None
+
+
+def _sums_to_one(table: np.ndarray) -> bool:
+    numbers = table.astype(np.float64)
+    return bool((numbers >= 0).all()) and bool((np.abs(numbers.sum(axis=1) - 1) < _SUM).all())
+
+
 def in_unit(values: np.ndarray) -> bool:
     """Whether there are numbers, and all are probabilities."""
     return bool(len(values)) and bool((values >= 0).all()) and bool((values <= UNIT).all())

@@ -257,7 +257,10 @@ RECIPES: dict[str, Recipe] = {
         "s = Sigmoid(z) u = Sigmoid(z2) a = Mean(s, u) y = QuantizeLinear(a, step, zero)", "uint8[N,K] y", M,
         lambda o: y(o) / 255.0, 4e-3,
     ),
-    "sigmoids added": Recipe("s = Sigmoid(z) u = Sigmoid(z2) y = Add(s, u)", TABLE, M, lambda o: y(o) / 2.0),
+    "sigmoids added": Recipe(
+        "s = Sigmoid(z) u = Sigmoid(z2) y = Add(s, u)", TABLE, M, lambda o: y(o) / 2.0, warned=True
+    ),
+    "sigmoid times 10": Recipe("s = Sigmoid(z) y = Mul(s, ten)", TABLE, M, lambda o: y(o) / 10.0, warned=True),
     "log-sigmoid": Recipe("s = Sigmoid(z) y = Log(s)", TABLE, M, lambda o: np.exp(y(o))),
     "log-sigmoid by softplus": Recipe("n = Neg(z) s = Softplus(n) y = Neg(s)", TABLE, M, lambda o: np.exp(y(o))),
     "log of sigmoids averaged": Recipe(
@@ -343,7 +346,7 @@ def build(recipe: Recipe, classes: int = 5, batch: str | int = "N", seed: int = 
         "rest": np.full(classes, 0.1 / classes),
         "t": 1.7, "half": 0.5, "two": 2, "nine": 0.9, "tenth": 0.1, "fifty": 50, "hundred": 100, "one": 1, "nought": 0,
         "tiny": 1e-7, "nearly": 1 - 1e-6, "low": 0.1, "high": 0.8, "minus": -9, "plus": 9, "far": -80, "none": 0,
-        "step": 1 / 255, "bytes": 255,
+        "step": 1 / 255, "bytes": 255, "ten": 10,
     }  # fmt: skip
     if recipe.body.startswith("s = Identity(z)"):
         floats["step"] = 0.05

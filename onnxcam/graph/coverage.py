@@ -56,13 +56,12 @@ def _on_all_paths(
     for node in nodes:
         if node.op_type in _SHAPES:
             continue
-        inputs = set(node.input)
         outputs = node.output[:1] if node.op_type == _DYNAMIC else node.output
         for name in dict.fromkeys(uses(node)):
-            captured = name not in inputs  # by a subgraph
-            # behind the last patches, what prefix tokens and scores are computed from them goes on
+            # behind the last patches, what prefix tokens and scores are computed from them goes on, as does what a
+            # subgraph captures
             if name in reached and (
-                patches is None or captured or patches.pass_through(node, name) or not patches.reach(name)
+                patches is None or name not in node.input or patches.pass_through(node, name) or not patches.reach(name)
             ):
                 edges += [(name, output) for output in outputs if output]
                 reached.update(outputs)

@@ -102,22 +102,23 @@ def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:
     enter(value)
     while queue:
         _, node = heapq.heappop(queue)
-        others = any(
-            name and name not in inside and not graph.is_constant(name) and not is_dynamic_scale(graph, name)
-            for name in node.input
-        )
+        output, kind = node.output[0], node.op_type
         # a normalisation may be exported as its parts, with means over the channels of each token
-        statistic = node.op_type == "ReduceMean" and _per_token(graph, value, node.output[0])
-        simple = statistic or node.op_type in _STEPS or node.op_type in _NORMALIZATIONS
-        if not simple or others or exposed:
+        simple = (
+            kind in _STEPS or kind in _NORMALIZATIONS or (kind == "ReduceMean" and _per_token(graph, value, output))
+        )
+        if exposed or not simple:
             return None
-        output = node.output[0]
+        names = dict.fromkeys(node.input)
+        others = [name for name in names if name and name not in inside and not graph.is_constant(name)]
+        if any(not is_dynamic_scale(graph, name) for name in others):
+            return None
         same_shape = shape_of(graph, output) == shape
         if not same_shape and not _per_token(graph, value, output):
             return None
         inside.add(output)
         exposed |= output in graph.output_names
-        for name in dict.fromkeys(node.input):
+        for name in names:
             if name in inside and (counts is None or counts(node, name)):
                 waiting[name] -= 1
                 ahead -= waiting[name] == 0

@@ -111,8 +111,10 @@ def _require_small_constants(graph: Graph) -> None:
     """Refuse huge constants computed from small ones: the runtime would fold them at load and exhaust the memory."""
     for node in graph.nodes:
         for name in node.output:
+            if not graph.is_constant(name):
+                continue
             size = _elements(graph.shape(name))
-            if size <= LARGEST_CONSTANT or not graph.is_constant(name):
+            if size <= LARGEST_CONSTANT:
                 continue
             if size > 16 * sum(_elements(graph.shape(source)) for source in node.input):
                 raise ModelError(
@@ -154,9 +156,10 @@ def _sort(model: onnx.ModelProto) -> None:
     """Sort nodes topologically if they are not: the standard requires the order, the runtime does not."""
     nodes = list(model.graph.node)
     producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    sources = [{producer[name] for name in uses(node) if name in producer} for node in nodes]
-    if all(source < index for index, indices in enumerate(sources) for source in indices):
+    reads = [uses(node) for node in nodes]
+    if all(producer.get(name, -1) < index for index, names in enumerate(reads) for name in names):
         return
+    sources = [{producer[name] for name in names if name in producer} for names in reads]
     try:
         order = list(TopologicalSorter(dict(enumerate(sources))).static_order())
     except CycleError as error:

@@ -18,10 +18,10 @@ _LONGEST = 256  # steps from either side: more than in a residual block, or an a
 
 def is_residual(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether a node adds a block's output to its input: same shapes, no constants, a block not elementwise alone."""
-    shape = shape_of(graph, node.output[0])
-    if node.op_type != "Add" or shape is None:
+    if node.op_type != "Add" or any(graph.is_constant(name) for name in node.input):
         return False
-    if any(graph.is_constant(name) or shape_of(graph, name) != shape for name in node.input):
+    shape = shape_of(graph, node.output[0])
+    if shape is None or any(shape_of(graph, name) != shape for name in node.input):
         return False
     # not a residual: x + 0.044715 x^3 in GELU's tanh form, where one operand is an elementwise function of the other
     first, second = node.input

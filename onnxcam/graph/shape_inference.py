@@ -27,6 +27,8 @@ def refresh(model: onnx.ModelProto) -> Graph:
 def infer(model: onnx.ModelProto) -> None:
     """Infer shapes in place, by way of a skeleton: large weights are neither copied nor serialized."""
     bare, _ = skeleton(model)
+    for output in bare.graph.output:  # inference keeps a declared shape that it contradicts
+        undeclare(output)
     try:
         inferred = _inferred(bare)
     except Exception as error:
@@ -37,10 +39,17 @@ def infer(model: onnx.ModelProto) -> None:
     model.graph.value_info.extend(inferred.graph.value_info)
     outputs = {o.name: o for o in inferred.graph.output}
     for output in model.graph.output:
-        if not output.type.tensor_type.HasField("shape"):
+        undeclared = not output.type.tensor_type.HasField("shape")
+        if undeclared or _contradict(shape_of(output), shape_of(outputs[output.name])):
             output.CopyFrom(outputs[output.name])
         else:
             _settle(output, outputs[output.name])
+
+
+def undeclare(info: onnx.ValueInfoProto) -> None:
+    """Remove a tensor's declared shape; a sequence or map has none, and to clear it would make a tensor of it."""
+    if info.type.tensor_type.HasField("shape"):
+        info.type.tensor_type.ClearField("shape")
 
 
 def _settle(declared: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto) -> None:
@@ -60,20 +69,20 @@ def drop_contradicted(model: onnx.ModelProto) -> list[str]:
     Optimizers that move Transposes leave the shapes of before behind (jax2onnx 0.17), and shape inference keeps a
     declared shape that it contradicts: what is computed from it, such as the padding of a gradient, would be wrong.
     Where one shape is wrong the others cannot be relied on either. Of outputs only those are dropped that are
-    contradicted.
+    contradicted; where a file declares the shapes of its outputs alone, as many do, `infer` finds these.
 
     Returns:
         names of the values whose shape is contradicted; empty if nothing was dropped.
     """
     declared = [{info.name: info for info in body.value_info} for body in bodies([model.graph])]
-    declared[0] |= {output.name: output for output in model.graph.output}
-    if not any(shape_of(info) for infos in declared for info in infos.values()):
+    if not any(info.type.tensor_type.HasField("shape") for infos in declared for info in infos.values()):
         return []
+    declared[0] |= {output.name: output for output in model.graph.output}
     bare, _ = skeleton(model)
     for body in bodies([bare.graph]):
         del body.value_info[:]
     for output in bare.graph.output:
-        output.type.tensor_type.ClearField("shape")
+        undeclare(output)
     try:
         inferred = _inferred(bare)
     except Exception:
@@ -89,7 +98,7 @@ def drop_contradicted(model: onnx.ModelProto) -> list[str]:
             del body.value_info[:]
         for output in model.graph.output:
             if output.name in contradicted:
-                output.type.tensor_type.ClearField("shape")
+                undeclare(output)
     return contradicted
 
 
@@ -112,7 +121,7 @@ def _inferred(bare: onnx.ModelProto) -> onnx.ModelProto:
 def _unranked(inferred: onnx.ModelProto) -> bool:
     """Whether the rank of a value is unknown that an operator of the standard computes."""
     graph = inferred.graph
-    ranked = {info.name for info in (*graph.value_info, *graph.output) if shape_of(info) is not None}
+    ranked = {info.name for info in (*graph.value_info, *graph.output) if info.type.tensor_type.HasField("shape")}
     return any(
         node.domain in ("", "ai.onnx") and node.output and node.output[0] and node.output[0] not in ranked
         for node in graph.node

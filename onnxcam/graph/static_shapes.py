@@ -12,7 +12,7 @@ from onnx import defs, numpy_helper, shape_inference
 
 from onnxcam.errors import ModelError
 from onnxcam.graph.constant_folding import ConstantFolder
-from onnxcam.graph.shape_inference import refresh, rounded_up, skeleton
+from onnxcam.graph.shape_inference import refresh, rounded_up, skeleton, undeclare
 from onnxcam.graph.view import Graph
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -93,7 +93,7 @@ def _of_one_picture(graph: Graph, fixed: Mapping[str, tuple[int, ...]]) -> Graph
         for dim, size in zip(dims, fixed.get(info.name, ()), strict=False):
             dim.dim_value = size
     for info in bare.graph.output:
-        info.type.tensor_type.ClearField("shape")
+        undeclare(info)
     try:
         return refresh(bare)
     except ModelError:

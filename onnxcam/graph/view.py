@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,13 @@ def copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
 
 def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
     """The declared shape: an int, a symbol, or None per dimension; None if the rank is unknown."""
-    tensor = info.type.tensor_type
+    return _shape_of_type(info.type.SerializeToString())
+
+
+@lru_cache(maxsize=4096)
+def _shape_of_type(data: bytes) -> Shape | None:
+    """The shape of a type as it is stored: most values of a graph have that of another one."""
+    tensor = onnx.TypeProto.FromString(data).tensor_type
     if not tensor.HasField("shape"):
         return None
     dims: list[Dim] = []

@@ -11,6 +11,7 @@ from onnxcam.autodiff.sweep import sweep
 from onnxcam.graph import edit
 from onnxcam.graph.builder import Builder
 from onnxcam.graph.normalize import at_size
+from onnxcam.graph.shape_inference import undeclare
 from onnxcam.graph.view import Graph
 from onnxcam.network.layout import Layout
 from onnxcam.network.names import COTANGENT, GRADIENT, INPUT
@@ -28,7 +29,7 @@ def fixed(graph: Graph, picture: str, shape: Sequence[int]) -> Graph:
             for dim, size in zip(info.type.tensor_type.shape.dim, shape, strict=True):
                 dim.dim_value = size
     for info in model.graph.output:
-        info.type.tensor_type.ClearField("shape")
+        undeclare(info)
     del model.graph.value_info[:]
     return at_size(Graph(model))
 

@@ -13,7 +13,7 @@ from onnxcam import gradient
 from onnxcam.errors import ModelError
 from onnxcam.graph import normalize
 from onnxcam.graph.normalize import prepare
-from onnxcam.graph.shape_inference import describe, drop_contradicted, refresh, skeleton
+from onnxcam.graph.shape_inference import describe, drop_contradicted, refresh, skeleton, undeclare
 from onnxcam.graph.validation import bodies
 from tests.graph.text import model
 from tests.support.models import tiny_cnn
@@ -353,6 +353,33 @@ def test_declared_shapes_that_are_wrong_are_computed_anew(name: str, dims: tuple
     sources = tiny_cnn(), stale(name, *dims)
     gradients = [run(gradient(source, "logits", ["input"]), feeds)["grad.input"] for source in sources]
     np.testing.assert_array_equal(*gradients)
+
+
+def test_an_outputs_shape_that_is_wrong_is_computed_anew_where_no_other_is_declared() -> None:
+    source = stale("logits", "N", 7)
+    del source.graph.value_info[:]
+    assert prepare(source).shape("logits") == prepare(tiny_cnn()).shape("logits")
+    assert drop_contradicted(source) == [] and len(source.graph.output[0].type.tensor_type.shape.dim) == 2
+
+
+def test_to_forget_a_declared_shape_makes_no_tensor_of_a_sequence() -> None:
+    maps = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+    )
+    for kind, remaining in (
+        (maps, maps),
+        (
+            helper.make_tensor_type_proto(TensorProto.FLOAT, [1, "N"]),
+            helper.make_tensor_type_proto(TensorProto.FLOAT, None),
+        ),
+        (
+            helper.make_tensor_type_proto(TensorProto.FLOAT, None),
+            helper.make_tensor_type_proto(TensorProto.FLOAT, None),
+        ),
+    ):
+        info = helper.make_value_info("out", kind)
+        undeclare(info)
+        assert info.type == remaining
 
 
 def test_declared_shapes_that_are_right_stay() -> None:

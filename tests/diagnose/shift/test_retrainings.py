@@ -42,4 +42,4 @@ def test_a_shortcut_is_found_with_ten_trainings(networks: Path, capsys: pytest.C
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {record["seeds"]: record["draws"] for record in records} == {5: 30, 10: 30, 24: 30}
     hits = {record["seeds"]: record["hits"] for record in records}
-    assert hits[5] >= 15 and min(hits[10], hits[24]) >= 24  # 26 to 29 in the sets of networks that were tried
+    assert hits[5] >= 21 and min(hits[10], hits[24]) >= 27  # 28, 30 and 30 of these networks, 25, 29 and 29 of others

@@ -83,6 +83,8 @@ async def _load(
         connection = None
         for count in range(1_000_000):
             if connection is None or not connection.alive:
+                if connection is not None:
+                    connection.close()
                 try:
                     connection = await connect(server.port)
                 except OSError:  # nobody listens any more

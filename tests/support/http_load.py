@@ -60,6 +60,11 @@ class Connection(asyncio.Protocol):
         self.transport.write(data)
         return await self._answer
 
+    def close(self) -> None:
+        """Close the connection, which a server may have left open or half closed."""
+        if self.transport is not None:
+            self.transport.close()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport

@@ -79,14 +79,16 @@ def sized(
     rows, columns = (a if isinstance(a, int) else b for a, b in zip(declared, usual, strict=True))
     before = onnx.GraphProto()
     before.input.extend(graph.model.graph.input)
+    before.output.extend(graph.model.graph.output)
     before.value_info.extend(graph.model.graph.value_info)
     trial = _at_trial_size(graph, (rows, columns))
     candidates = target_layers.candidates(trial, scores) if trial is not None and layers is None else None
     targets = [layer for layer in candidates if layer.default] if candidates is not None else layers or ()
     if trial is not None and _need_size(graph, trial, targets):
         return replace(_static(at_size(graph), scores, layers), doubt=None if likely is not None else ASSUMED)
-    del graph.model.graph.input[:], graph.model.graph.value_info[:]
+    del graph.model.graph.input[:], graph.model.graph.output[:], graph.model.graph.value_info[:]
     graph.model.graph.input.extend(before.input)
+    graph.model.graph.output.extend(before.output)
     graph.model.graph.value_info.extend(before.value_info)
     restored = graph.again()
     if trial is None:

@@ -118,11 +118,11 @@ def test_a_picture_among_others_has_the_map_that_it_has_alone(kind: str, probe: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize(("name", "most"), [("VisionTransformer", 0), ("SwinTransformer", 4)])
+@pytest.mark.parametrize(("name", "most"), [("VisionTransformer", 2), ("SwinTransformer", 16)])
 def test_pictures_of_transformers_share_runs(name: str, most: int) -> None:
     """PyTorch's older exporter leaves the rows of their values without a name, and counts places of masks by Range.
 
-    At most inside a Swin's attention, between its queries, keys and values, do several rows of a picture pass.
+    At most inside an attention, between its queries, keys and values, do several rows of a picture pass.
     """
     torch = pytest.importorskip("torch")
     import_torchvision()
@@ -140,10 +140,10 @@ def test_pictures_of_transformers_share_runs(name: str, most: int) -> None:
     network = Network(buffer.getvalue())
     values = [node.output[0] for node in network.graph.nodes if len(network.graph.shape(node.output[0]) or ()) > 2]
     cuts = []
-    for value in values[::3]:
+    for value in values:
         with contextlib.suppress(LayerError):
             cuts.append(network.cut(value))
-    assert len(cuts) > 10 and sum(cut.singly for cut in cuts) <= most
+    assert len(cuts) > 30 and sum(cut.singly for cut in cuts) <= most
 
 
 def test_the_file_says_it_where_nothing_was_measured() -> None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from pyarrow import parquet
 
 import onnxcam
+from onnxcam import image
 from onnxcam.cli import main
 from onnxcam.errors import InputError
 from onnxcam.fleet import Explain, run, tables
@@ -34,7 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return table.folder_of(tmp_path_factory.mktemp("pictures"), COUNT, every=20)
+    """The eighteenth is the largest, so that the second part is: the first one's errors hold the folder's name."""
+    folder = table.folder_of(tmp_path_factory.mktemp("pictures"), COUNT, every=20)
+    noise = np.random.default_rng(1).integers(0, 256, (80, 80, 3), np.uint8)
+    image.write_png(sorted(folder.rglob("*.png"))[17], noise)
+    return folder
 
 
 @pytest.fixture(scope="module")

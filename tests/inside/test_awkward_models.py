@@ -78,9 +78,9 @@ def test_values_of_a_regression_are_no_percentages(run: Run, tmp_path: Path) -> 
     onnx.save(model, tmp_path / "model.onnx")
     image.write_png(tmp_path / "cat.png", picture(32, 32))
     common = (tmp_path / "cat.png", "-o", tmp_path / "out", "--preprocess", "0..1", "--kind", "regression")
-    told = run("inside", "perturb", tmp_path / "model.onnx", *common, "--cover", "4,10,20,26")
-    assert told.code == 0 and f"goes from {before[0]:.5g} to {after[0]:.5g}" in told.out
-    assert "%" not in told.out.splitlines()[0]
+    answer = run("inside", "perturb", tmp_path / "model.onnx", *common, "--cover", "4,10,20,26")
+    assert answer.code == 0 and f"goes from {before[0]:.5g} to {after[0]:.5g}" in answer.out
+    assert "%" not in answer.out.splitlines()[0]
     assert run("inside", "features", tmp_path / "model.onnx", *common).code == 0
     record = json.loads((tmp_path / "out" / "features.json").read_text())
     assert record["prediction"]["value"] == pytest.approx(before[0], abs=1e-5)
@@ -104,8 +104,8 @@ def test_values_that_are_not_finite_are_refused_or_told(run: Run, tmp_path: Path
     assert record["layers"][1]["variance"][3] is None
     (maps,) = inside.features(opened(broken), picture(), "relu2")
     assert "1 channel holds values that are infinite or not a number (pink)" in maps.notes()
-    told = run("inside", "dead", *where, "--preprocess", "0..1")
-    assert told.code == 0 and "1 channel in 1 layer (relu2 first) took values that are not finite" in told.out
+    answer = run("inside", "dead", *where, "--preprocess", "0..1")
+    assert answer.code == 0 and "1 channel in 1 layer (relu2 first) took values that are not finite" in answer.out
 
 
 def test_a_single_value_that_is_not_a_number_is_seen_wherever_it_stands() -> None:
@@ -128,10 +128,10 @@ def test_channels_of_layers_that_go_below_0_are_not_called_dead(run: Run, tmp_pa
     onnx.save(model, tmp_path / "model.onnx")
     image.write_png(tmp_path / "cat.png", picture())
     common = ("inside", "dead", tmp_path / "model.onnx", tmp_path / "cat.png", "--preprocess", "0..1", "--layer")
-    told = run(*common, "conv2")
-    assert told.code == 0 and "conv2 ±" in told.out and "is not dead" in told.out
-    told = run(*common, "relu2")
-    assert told.code == 0 and "±" not in told.out
+    answer = run(*common, "conv2")
+    assert answer.code == 0 and "conv2 ±" in answer.out and "is not dead" in answer.out
+    answer = run(*common, "relu2")
+    assert answer.code == 0 and "±" not in answer.out
 
 
 def test_each_picture_is_read_once_and_named_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +146,8 @@ def test_each_picture_is_read_once_and_named_once(run: Run, tmp_path: Path, monk
     names = (tmp_path / "model.onnx", tmp_path / "cat.png", tmp_path / "note.png", "--preprocess", "0..1")
     for command, more in (("dead", ()), ("features", ("-o", tmp_path / "out"))):
         reads.clear()
-        told = run("inside", command, *names, *more)
-        assert told.code == 1 and told.sentence.count("note.png") == 1
+        answer = run("inside", command, *names, *more)
+        assert answer.code == 1 and answer.sentence.count("note.png") == 1
         assert sorted(reads) == [str(tmp_path / "cat.png"), str(tmp_path / "note.png")]
 
 
@@ -181,8 +181,8 @@ def test_fields_take_what_is_said_of_the_output_and_the_preprocessing(run: Run, 
     assert refused.code == 3 and "--scores" in refused.err
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({"color": "RGB", "resize": {"mode": "stretch", "size": [40, 60]}}))
-    told = run("inside", "fields", tmp_path / "model.onnx", "--scores", "logits", "--preprocess", spec, "--json")
-    assert told.code == 0 and [field["grid"] for field in told.json()["fields"]] == [[40, 60], [20, 30]]
+    answer = run("inside", "fields", tmp_path / "model.onnx", "--scores", "logits", "--preprocess", spec, "--json")
+    assert answer.code == 0 and [field["grid"] for field in answer.json()["fields"]] == [[40, 60], [20, 30]]
     assert run("inside", "fields", tmp_path / "model.onnx", "--scores", "logits", "--preprocess", "imgnet").code == 2
 
 
@@ -204,10 +204,10 @@ def test_a_dynamically_quantized_input_keeps_its_fields() -> None:
 
 def test_a_layer_of_one_place_has_neurons_to_maximise() -> None:
     explainer = opened(models.tiny_cnn())
-    made = inside.maximize(explainer, layer="pooled", channel=3, steps=12)
-    tensor = made.picture.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    result = inside.maximize(explainer, layer="pooled", channel=3, steps=12)
+    tensor = result.picture.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
     value = nets.values(models.tiny_cnn(), tensor, ["pooled"])["pooled"][0, 3, 0, 0]
-    assert made.verified == pytest.approx(value, rel=1e-5) and made.scalar.title == "neuron 3 of 'pooled'"
+    assert result.verified == pytest.approx(value, rel=1e-5) and result.scalar.title == "neuron 3 of 'pooled'"
     with pytest.raises(LayerError, match="one number per channel"):
         inside.maximize(explainer, layer="pooled", channel=3, place=(0, 0))
 
@@ -216,9 +216,9 @@ def test_a_real_picture_that_reaches_more_is_told() -> None:
     explainer = opened(models.tiny_cnn())
     pictures = [np.full((32, 32, 3), shade, np.uint8) for shade in (0, 255)]
     channels = [inside.maximize(explainer, layer="relu1", channel=k, steps=1, pictures=pictures) for k in range(8)]
-    told = [any("a real picture reaches more" in warning for warning in one.warnings) for one in channels]
-    assert told == [one.natural is not None and one.natural.value > one.verified for one in channels]
-    assert any(told) and not all(told)
+    doubts = [any("a real picture reaches more" in warning for warning in one.warnings) for one in channels]
+    assert doubts == [one.natural is not None and one.natural.value > one.verified for one in channels]
+    assert any(doubts) and not all(doubts)
 
 
 def test_a_real_picture_that_cannot_be_read_is_a_failure(run: Run, tmp_path: Path) -> None:
@@ -228,13 +228,13 @@ def test_a_real_picture_that_cannot_be_read_is_a_failure(run: Run, tmp_path: Pat
     where = ("inside", "maximize", tmp_path / "model.onnx", "-o", tmp_path / "out", *common)
     assert run(*where).code == 0
     (tmp_path / "note.png").write_text("no picture")
-    told = run(*where, "--pictures", tmp_path / "note.png")
-    assert told.code == 1 and "note.png" in told.err and "best of 1 real picture" in told.out
+    answer = run(*where, "--pictures", tmp_path / "note.png")
+    assert answer.code == 1 and "note.png" in answer.err and "best of 1 real picture" in answer.out
 
 
 def test_an_embeddings_component_is_no_logit() -> None:
-    made = inside.maximize(opened(embedding()), target=4, steps=2)
-    assert made.scalar.title == "component '4'"
+    result = inside.maximize(opened(embedding()), target=4, steps=2)
+    assert result.scalar.title == "component '4'"
 
 
 def test_a_name_that_is_like_none_lists_layers() -> None:

@@ -12,6 +12,7 @@ from onnxcam.graph.view import FLOATS, Graph, attributes, uses
 from onnxcam.network.task_numbers import Numbers
 from onnxcam.targets.tasks import SIGMOID, SOFTMAX, Segment
 
+_SUM = 1e-2  # of the classes of a cell, relative
 _COARSEST = 8  # pixels per cell of a segmentation; features are coarser, or are no larger than their layer makes them
 _ENLARGES = frozenset({"Resize", "Upsample", "ConvTranspose", "DepthToSpace", "GridSample"})
 _PASSING = having(Trait.PASSES | Trait.RESHAPES) | {"Transpose", "Cast", "Unsqueeze", "Squeeze"}
@@ -77,6 +78,13 @@ def _meaning(
     if inside and not declared and stride == 1 and channels in (1, 3) and _copies(graph, picture, numbers, array):
         return f"{value!r} has {channels} channels of 0 to 1 that follow the picture: an image"
     if not inside:
+        total = float(array.sum(axis=1).mean())
+        if channels > 1 and low >= 0 and float(np.ptp(array.sum(axis=1))) <= _SUM * total:
+            return (
+                f"{value!r} holds probabilities of {channels} classes in each cell that sum to {total:.3g} instead of "
+                "1: divide them in the file, or name the scores before the Softmax with `scores=` (on the command "
+                "line: --scores NAME)"
+            )
         activation = SOFTMAX if channels > 1 else SIGMOID
         signs = low < 0 < high
         if not declared:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from scipy import special
 
+import onnxcam
 from onnxcam.errors import ModelError
 from onnxcam.graph.normalize import normalize
 from onnxcam.network import tasks
@@ -466,3 +467,15 @@ def test_a_grid_of_a_dynamic_size() -> None:
     shapes: dict[str, Any] = {"out": ["N", 4, "h", "w"]}
     network = Network(detectors.build(replace(net, shapes=shapes)))
     assert network.readout.task == Segment(4, None, None, False, "softmax")
+
+
+def test_a_segmentation_in_percent_is_refused_instead_of_a_second_softmax() -> None:
+    model = detectors.build("segment-softmax")
+    (last,) = (node for node in model.graph.node if "out" in node.output)
+    last.output[0] = "shares"
+    model.graph.node.append(onnx.helper.make_node("Mul", ["shares", "hundred"], ["out"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(100, np.float32), "hundred"))
+    for task in (None, "segment"):
+        with pytest.raises(onnxcam.OnnxcamError, match="sum to 100 instead of 1: divide them in the file"):
+            onnxcam.Explainer(model, task=task)
+    assert onnxcam.Explainer(detectors.build("segment-softmax"), task="segment").terms.readout.task.activation is None

@@ -43,7 +43,8 @@ class Ends:
 
     def _following(self, value: str) -> str | None:
         graph = self._graph
-        return _activation(graph, value, self._counts) or _joined(graph, value) or _turned(graph, value)
+        step = _step(graph, value, self._counts) or _activation(graph, value, self._counts)
+        return step or _joined(graph, value) or _turned(graph, value)
 
 
 def turns(node: onnx.NodeProto) -> bool:
@@ -74,6 +75,20 @@ def _turned(graph: Graph, value: str) -> str | None:
     turned = str(readers[0].output[0])
     after = graph.consumers.get(turned, [])
     return turned if after and all(node.op_type in _STEPS or node.op_type == "Concat" for node in after) else None
+
+
+def _step(graph: Graph, value: str, counts: Counts | None) -> str | None:
+    """The output of the only reader of a value, if that is elementwise with constants; else `_activation` searches."""
+    readers = graph.consumers.get(value, ())
+    if len(readers) != 1 or readers[0].op_type not in _STEPS:
+        return None
+    node, output = readers[0], str(readers[0].output[0])
+    names = list(node.input)
+    if value not in names or any(name and name != value and not graph.is_constant(name) for name in names):
+        return None
+    if shape_of(graph, output) != shape_of(graph, value) or not (counts is None or counts(node, value)):
+        return None
+    return output
 
 
 def _activation(graph: Graph, value: str, counts: Counts | None) -> str | None:

@@ -80,11 +80,15 @@ def _side(node: onnx.NodeProto, name: str) -> set[str]:
 def works_on_tokens(graph: Graph) -> bool:
     """Whether any node of a graph works on tokens; found out once."""
     if graph not in _tokens:
-        _tokens[graph] = has_tokens(graph, graph.nodes)
+        _tokens[graph] = _any_on_tokens(graph, graph.nodes)
     return _tokens[graph]
 
 
 def has_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:
     """Whether nodes work on tokens: a Softmax of rank 3 to 5, or an Add of rank 3."""
+    return works_on_tokens(graph) and _any_on_tokens(graph, nodes)
+
+
+def _any_on_tokens(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> bool:
     rank = {"Softmax": (3, 4, 5), "Add": (3,)}
     return any(len(graph.shape(node.output[0]) or ()) in rank[node.op_type] for node in nodes if node.op_type in rank)

@@ -8,6 +8,7 @@ declared as such, and the picture's size is fixed where only one fits.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
@@ -50,6 +51,7 @@ def normalize(model: onnx.ModelProto) -> Graph:
     """
     _free_dimensions(model)
     _unlist_initializers(model)
+    _distinguish_nodes(model)
     _sort(model)
     _check(model)
     inline_functions(model)
@@ -150,6 +152,23 @@ def _unlist_initializers(model: onnx.ModelProto) -> None:
             del model.graph.input[:]
             model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, 8)
+
+
+def _distinguish_nodes(model: onnx.ModelProto) -> None:
+    """Rename nodes that share a name, all of them: a layer of that name would be the first, whichever was meant.
+
+    ONNX Runtime refuses such files, other runtimes take them.
+    """
+    counts = Counter(node.name for node in model.graph.node)
+    if len(counts) == len(model.graph.node):
+        return
+    for index, node in enumerate(model.graph.node):
+        if node.name and counts[node.name] > 1:
+            name = f"{node.name}_{index}"
+            while name in counts:
+                name += f"_{index}"
+            counts[name] = 1
+            node.name = name
 
 
 def _sort(model: onnx.ModelProto) -> None:

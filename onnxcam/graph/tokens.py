@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import onnx
@@ -9,7 +10,7 @@ import onnx
 from onnxcam.graph.liveness import Liveness, Mask
 from onnxcam.graph.positions import Positions
 from onnxcam.graph.static_shapes import StaticShapes
-from onnxcam.graph.view import Graph, Shape, attributes
+from onnxcam.graph.view import Dim, Graph, Shape, attributes
 from onnxcam.graph.window import Window
 
 _CHANGE_SPAN = ("Concat", "Gather", "Pad", "Resize", "Slice", "Split")
@@ -43,12 +44,18 @@ def shape_of(graph: Graph, value: str) -> Shape | None:
     """The shape of a value, completed from its static shape for batch 1; a first dimension of 1 is the batch."""
     shape = graph.shape(value)
     picture = graph.fixed_picture
-    if picture is None or (shape is not None and all(isinstance(dim, int) or dim == picture[0] for dim in shape)):
+    if picture is None or (shape is not None and _complete(shape, picture[0])):
         return shape
     static = _analysis(graph)[0].shape(value)
     if static is None:
         return shape
     return (picture[0] if static[:1] == (1,) else static[0], *static[1:]) if static else static
+
+
+@lru_cache(maxsize=4096)
+def _complete(shape: Shape, batch: Dim) -> bool:
+    """Whether every dimension is known but for that of the batch."""
+    return all(isinstance(dim, int) or dim == batch for dim in shape)
 
 
 def _analysis(graph: Graph) -> tuple[StaticShapes, Positions]:

@@ -35,23 +35,31 @@ def validate(model: onnx.ModelProto) -> None:
     Raises:
         ModelError: what is wrong with it, and where.
     """
-    # protobuf returns bytes for text that is not UTF-8
-    wrong = next((text for text in _texts(model) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ModelError(f"the model is not valid ONNX: the name {wrong[:60]!r} is not UTF-8 text; {_HINT}")
-    for body in bodies([model.graph, *model.functions]):
+    every = list(bodies([model.graph, *model.functions]))
+    texts = list(_texts(model, every))
+    for body in every:
         for node in body.node:
+            texts += node.input
+            texts += node.output
+            texts += (node.name, node.op_type, node.domain)
             for attribute in node.attribute:
+                texts += (attribute.name, attribute.ref_attr_name)
                 if attribute.type not in _KINDS:
                     raise ModelError(
                         f"the model is not valid ONNX: attribute {attribute.name!r} of {node.op_type} {node.name!r} "
                         f"has the unknown type {attribute.type}; {_HINT}"
                     )
+    weights = list(tensors_of(every))
+    texts += (tensor.name for tensor in weights)
+    # protobuf returns bytes for text that is not UTF-8
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ModelError(f"the model is not valid ONNX: the name {wrong[:60]!r} is not UTF-8 text; {_HINT}")
     for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         kind = info.type.tensor_type.elem_type
         if kind not in _ELEMENTS:
             raise ModelError(f"the model is not valid ONNX: {info.name!r} has the unknown element type {kind}; {_HINT}")
-    for tensor in tensors([model.graph, *model.functions]):
+    for tensor in weights:
         reason = _fault(tensor)
         if reason:
             raise ModelError(f"the model is not valid ONNX: tensor {tensor.name!r} {reason}; {_HINT}")
@@ -59,7 +67,12 @@ def validate(model: onnx.ModelProto) -> None:
 
 def tensors(graphs: Iterable[Body]) -> Iterator[TensorProto]:
     """Every tensor of graphs and functions and their subgraphs."""
-    for body in bodies(graphs):
+    return tensors_of(bodies(graphs))
+
+
+def tensors_of(alone: Iterable[Body]) -> Iterator[TensorProto]:
+    """Every tensor of graphs and functions, those of their subgraphs left out."""
+    for body in alone:
         if isinstance(body, onnx.GraphProto):
             yield from body.initializer
             for sparse in body.sparse_initializer:
@@ -83,27 +96,21 @@ def bodies(graphs: Iterable[Body]) -> Iterator[Body]:
                     yield from bodies(attribute.graphs)
 
 
-def _texts(model: onnx.ModelProto) -> Iterator[str]:
-    """Every text field that is read anywhere."""
+def _texts(model: onnx.ModelProto, every: Iterable[Body]) -> Iterator[str]:
+    """Every text field that is read anywhere, but for those of nodes and tensors."""
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
     yield from (model.producer_name, *(opset.domain for opset in model.opset_import))
     for function in model.functions:
         yield from (function.domain, *function.input, *function.output, *function.attribute)
         yield from (opset.domain for opset in function.opset_import)
-    for body in bodies([model.graph, *model.functions]):
+    for body in every:
         yield body.name
-        for node in body.node:
-            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-            for attribute in node.attribute:
-                yield from (attribute.name, attribute.ref_attr_name)
         infos = list(body.value_info)
         if isinstance(body, onnx.GraphProto):
             infos += [*body.input, *body.output]
         for info in infos:
             yield from (info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim))
-    for tensor in tensors([model.graph, *model.functions]):
-        yield tensor.name
 
 
 def _fault(tensor: TensorProto) -> str | None:

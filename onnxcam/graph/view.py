@@ -239,7 +239,7 @@ class Graph:
         named = [node for node in self.nodes if node.name == name]
         if len(named) == 1:
             return str(named[0].output[0])
-        names = [*self.producer, *(i.name for i in self.inputs)]
+        names = [*self.producer, *(i.name for i in self.inputs), *(node.name for node in self.nodes)]
         raise ModelError(
             f"the model has no value or node {name!r}; the nearest names are {listing(nearest(name, names))}"
         )

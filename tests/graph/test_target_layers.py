@@ -7,7 +7,7 @@ import onnx.parser
 import pytest
 
 import onnxcam
-from onnxcam.errors import LayerError
+from onnxcam.errors import LayerError, ModelError
 from onnxcam.graph import layers
 from onnxcam.graph.layout import layout_of
 from onnxcam.graph.normalize import prepare
@@ -159,6 +159,18 @@ def test_names_that_do_not_exist_name_the_nearest() -> None:
     source = model(f"{C0} r0 = Relu(c0)", "r0")
     with pytest.raises(LayerError, match=r"no layer 'r9'.*'?r0"):
         onnxcam.augment(source, ["r9"])
+
+
+def test_a_name_of_two_nodes_means_neither() -> None:
+    source = model(f"{C0} r0 = Relu(c0)", "r0")
+    first, second = source.graph.node[:2]
+    first.name = second.name = "same"
+    with pytest.raises(LayerError, match=r"no layer 'same'.*'?same_0'?.*'?same_1"):
+        onnxcam.augment(source, ["same"])
+    with pytest.raises(ModelError, match=r"'same'.*'?same_0'?.*'?same_1"):
+        onnxcam.gradient(source, of="same", wrt=["x"])
+    chosen = onnxcam.augment(source, ["same_1"])  # the names in the error are those to choose from
+    assert "r0" in {node.input[0] for node in chosen.graph.node}
 
 
 def test_tokens_lie_on_a_square() -> None:

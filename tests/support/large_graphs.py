@@ -64,6 +64,15 @@ def chain(count: int) -> onnx.ModelProto:
     return net.model(value)
 
 
+def constant_steps(count: int) -> onnx.ModelProto:
+    """Additions and multiplications by constants, one after the other, and a residual block."""
+    net, value = _Network(), "v"
+    net.constants["half"] = np.full(1, 0.5, np.float32)
+    for index in range(count):
+        value = net.add(("Add", "Mul")[index % 2], [value, ("one", "half")[index % 2]])
+    return net.model(net.add("Add", [value, net.add("Relu", [net.add("Conv", [value, "kernel"])])]))
+
+
 def diamonds(count: int) -> onnx.ModelProto:
     """x + tanh x, one after the other."""
     net, value = _Network(), "v"
@@ -297,8 +306,9 @@ def composites(count: int) -> onnx.ModelProto:
 PATTERNS: dict[str, Callable[[int], onnx.ModelProto]] = {
     pattern.__name__: pattern
     for pattern in (
-        chain, diamonds, gates, convolutions, residual_blocks, skips_from_one, nested_skips, sum_of_many, sums_of_many,
-        concat_of_many, split_into_many, branches, many_short_branches, ladder, squeezes, transpositions, pads, shapes,
-        constants, scores_in_steps, token_blocks, sum_of_tokens, nested_branches, functions, composites,
+        chain, constant_steps, diamonds, gates, convolutions, residual_blocks, skips_from_one, nested_skips,
+        sum_of_many, sums_of_many, concat_of_many, split_into_many, branches, many_short_branches, ladder,
+        squeezes, transpositions, pads, shapes, constants, scores_in_steps, token_blocks,
+        sum_of_tokens, nested_branches, functions, composites,
     )
 }  # fmt: skip

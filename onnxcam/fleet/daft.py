@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 _ROWS = 64  # in a batch: pictures are large
 _RUN_ROWS = 32  # in `run`: few, so that processes end together
-# of a query in `run`, for each process: starting one takes as long as some ten rows; and of all of them together
-_QUERY_ROWS, _QUERY_BYTES = 512, 256 << 20
+# of a query in `run`, for each process: starting one takes about a second; and of all of them together
+_QUERY_ROWS, _QUERY_BYTES = 1024, 256 << 20
+_QUERY_OVERLAYS = 256  # instead, where each row comes with a picture: those of a query are held at once
 _STARTS = 3  # of a query whose process ends without an answer
 _ROW = "onnxcam_row"
 
@@ -79,7 +80,7 @@ def structs(explain: Explain, pictures: Any) -> Any:
 def run(
     explain: Explain, batches: Iterable[Mapping[str, Sequence[Any]]], *, workers: int | None = None
 ) -> Iterator[Any]:
-    """Explain batches by Daft, some hundred rows in a query, see `onnxcam.fleet.local.run`.
+    """Explain batches by Daft, many rows in a query, see `onnxcam.fleet.local.run`.
 
     A query whose process is killed is run again, so that none of its rows is lost or comes twice; each batch with rows
     gives one table. The processes open the model once for each query.
@@ -89,7 +90,8 @@ def run(
     """
     daft, pyarrow = _import_daft(), import_pyarrow()
     count = workers or cores()
-    for tables in grouped(batches, count * _QUERY_ROWS, _QUERY_BYTES):
+    most = _QUERY_OVERLAYS if explain.overlay else _QUERY_ROWS
+    for tables in grouped(batches, count * most, _QUERY_BYTES):
         joined = pyarrow.concat_tables(tables, promote_options="permissive")
         joined = joined.append_column(_ROW, pyarrow.array(range(joined.num_rows), pyarrow.int64()))
         rows = max(1, min(_RUN_ROWS, -(-joined.num_rows // count)))

@@ -95,7 +95,7 @@ _LIMITS = (
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Threads of each process that read pictures and run models.  [default: one per core]",
+    help="Threads of each process that read pictures and run models.  [default: one per core and one more]",
 )
 @click.option(
     "--rows",

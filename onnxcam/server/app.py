@@ -29,12 +29,13 @@ PROTOCOLS = (classify, health, kserve, inference_protocol, openapi, page)
 
 def build(models: Any, settings: Settings, monitor: Any = None, opening: Mapping[str, Any] | None = None) -> Starlette:
     """The app of `onnxcam.server.create_app`; `opening` are further arguments of each `Explainer`."""
-    # one more than cores gave 6 % fewer answers a second where nothing is explained, and p99 no lower
-    threads = settings.threads or cores()
-    scheduler = Scheduler(threads, settings.queue, settings.queue_bytes, settings.timeout)
+    places = settings.threads or cores()
+    # one more, which reads or draws a picture while another one waits for the interpreter's lock
+    threads = settings.threads or places + 1
+    scheduler = Scheduler(threads, settings.queue, settings.queue_bytes, settings.timeout, places)
     metrics = Metrics(settings.metrics)
     metrics.watch(scheduler)
-    state = State(settings, open_models(models, settings.when, threads, opening), scheduler, metrics)
+    state = State(settings, open_models(models, settings.when, places, opening), scheduler, metrics)
     measurement = Measurement(state.models, scheduler)
     for model in state.models:
         rows = model.explainer.batch_size if settings.rows == AUTO else int(settings.rows)

@@ -115,14 +115,16 @@ class Scheduler:
         queue: how many requests wait at most, beside those that are worked on.
         queue_bytes: bytes of both at most.
         timeout: seconds from submitting to the answer.
+        places: runs of a model side by side; None for one a thread.
 
     Attributes:
         threads: how many there are by now, see `grow`.
-        places: runs of a model side by side: one for each of the first threads.
+        places: runs of a model side by side.
     """
 
-    def __init__(self, threads: int, queue: int, queue_bytes: int, timeout: float) -> None:
-        self.threads = self.places = threads
+    def __init__(self, threads: int, queue: int, queue_bytes: int, timeout: float, places: int | None = None) -> None:
+        self.threads = threads
+        self.places = threads if places is None else places
         self.queue = queue
         self.queue_bytes = queue_bytes
         self.timeout = timeout

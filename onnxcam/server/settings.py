@@ -35,7 +35,7 @@ class Settings:
         tokens: bearer tokens, one of which a request needs; empty for none.
         cors: origins whose pages may read answers; `*` for all.
         metrics: whether `GET /metrics` answers.
-        threads: worker threads; None for one per core.
+        threads: worker threads; None for one per core, and one more that reads or draws pictures meanwhile.
         rows: the most rows of several requests in one run of the model; `auto` to measure what pays.
         compress: whether the colours of overlays are compressed.
         connections: open ones at most, idle ones included.

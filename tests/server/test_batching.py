@@ -226,8 +226,8 @@ def test_a_model_runs_as_often_side_by_side_as_it_has_places(
         assert most[0] == places
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(None, (3, 3)), (2, (2, 2))])
-def test_a_thread_for_each_core_by_default(
+@pytest.mark.parametrize(("threads", "expected"), [(None, (4, 3)), (2, (2, 2))])
+def test_one_thread_more_than_cores_by_default(
     tiny: Explainer, threads: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxcam.server.app.cores", lambda: 3)
